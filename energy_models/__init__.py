@@ -1,0 +1,44 @@
+"""What operations cost in energy: counts, hardware profiles, sensors and the ledger. Never imports lowprec_eb."""
+
+from energy_models.counter import count
+from energy_models.counts import (
+    FP32,
+    ElementOps,
+    Gemm,
+    NumberFormat,
+    OpCounts,
+    Operand,
+    PrecisionLike,
+    count_sgd_step,
+    element_ops,
+)
+from energy_models.estimate import ModelledEnergy, Range, estimate
+from energy_models.ledger import Ledger, LedgerKey, LedgerRow, Totals, settled, totals
+from energy_models.meters import MeasuredEnergy, measure
+from energy_models.profiles import HardwareProfile, load_profile
+
+__all__ = [
+    "FP32",
+    "ElementOps",
+    "Gemm",
+    "HardwareProfile",
+    "Ledger",
+    "LedgerKey",
+    "LedgerRow",
+    "MeasuredEnergy",
+    "ModelledEnergy",
+    "NumberFormat",
+    "OpCounts",
+    "Operand",
+    "PrecisionLike",
+    "Range",
+    "Totals",
+    "count",
+    "count_sgd_step",
+    "element_ops",
+    "estimate",
+    "load_profile",
+    "measure",
+    "settled",
+    "totals",
+]

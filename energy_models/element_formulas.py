@@ -1,0 +1,232 @@
+"""What an operator outside the GEMMs costs in adds and multiplications, one formula per aten operator.
+
+Formulas give the arithmetic of an accelerator, not of a CPU kernel. Assumptions: a special function (exp, log,
+division, reciprocal square root) costs `SPECIAL` multiplications; a compare costs one integer add. Traffic is each
+floating-point tensor that the operator takes or returns, once: batch norm's second pass over its input and the few bits
+of pooling indices are left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from energy_models.counts import ElementOps
+
+SPECIAL = 4
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operator call: schema name ("aten::relu_"), arguments by their schema names, tensors it returned."""
+
+    op: str
+    args: Mapping[str, Any]
+    results: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, schema: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Call:
+        """The call that an operator's schema, its arguments as they were passed and its result describe."""
+        given = dict(zip((argument.name for argument in schema.arguments), args, strict=False)) | dict(kwargs)
+        bound = {argument.name: given.get(argument.name, argument.default_value) for argument in schema.arguments}
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        return cls(schema.name, bound, tuple(item for item in results if _is_tensor(item)))
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "element_size")
+
+
+def float_bits(values: Iterable[Any]) -> int:
+    """Bits of the floating-point tensors among `values`."""
+    tensors = (value for value in values if _is_tensor(value) and value.is_floating_point())
+    return sum(tensor.numel() * tensor.element_size() * 8 for tensor in tensors)
+
+
+def moved_bits(name: str, call: Call) -> tuple[int, int]:
+    """(bits read, bits written) by one call of operator `name`."""
+    read = (value for key, value in call.args.items() if not (key == "self" and name in _SELF_NOT_READ))
+    return float_bits(read), float_bits(call.results)
+
+
+def _work(kind: str, elements: int, fp_add: int = 0, fp_mul: int = 0, int_add: int = 0) -> ElementOps:
+    return ElementOps(kind, "", elements, fp_add, fp_mul, int_add)
+
+
+def _batch_norm(call: Call) -> ElementOps:
+    """Training, per element: mean 1 add; variance 1 sub, 1 mul, 1 add; normalise 1 sub, 1 mul; affine 1 mul, 1 add.
+
+    Per channel: two divisions by N as 2 mul; + eps 1 add; rsqrt; two running averages of 2 mul, 1 add each.
+    In eval() mode statistics and affine part fold into 1 mul, 1 add per element.
+    """
+    x, affine = call.args["input"], int(call.args["weight"] is not None)
+    elements, channels = x.numel(), x.shape[1]
+    if not call.args["training"]:
+        return _work("batch_norm", elements, elements, elements)
+    fp_add = (4 + affine) * elements + 3 * channels
+    fp_mul = (2 + affine) * elements + (6 + SPECIAL) * channels
+    return _work("batch_norm", elements, fp_add, fp_mul)
+
+
+def _batch_norm_backward(call: Call) -> ElementOps:
+    """dx = gamma/sigma * (dy - mean(dy) - xhat * mean(dy * xhat)), dgamma = sum(dy * xhat), dbeta = sum(dy).
+
+    Per element: xhat again 1 sub, 1 mul; dbeta 1 add; dgamma 1 mul, 1 add; dx 2 sub, 2 mul, if it is needed.
+    Per channel, for dx: gamma/sigma and the two means are 3 mul.
+    """
+    elements, channels = call.args["input"].numel(), call.args["input"].shape[1]
+    dx = int(call.args["output_mask"][0])
+    return _work("batch_norm", elements, (3 + 2 * dx) * elements, (2 + 2 * dx) * elements + 3 * dx * channels)
+
+
+def _relu(call: Call) -> ElementOps:
+    elements = call.results[0].numel()
+    return _work("relu", elements, int_add=elements)
+
+
+def _window(call: Call) -> int:
+    size = call.args["kernel_size"]
+    return int(math.prod(size) if len(size) > 1 else size[0] ** 2)
+
+
+def _max_pool(call: Call) -> ElementOps:
+    elements = call.results[0].numel()
+    return _work("max_pool", elements, int_add=(_window(call) - 1) * elements)
+
+
+def _max_pool_backward(call: Call) -> ElementOps:
+    """Each error is added to the gradient of the element that was the maximum: 1 add."""
+    elements = call.args["grad_output"].numel()
+    return _work("max_pool", elements, fp_add=elements)
+
+
+def _avg_pool(call: Call) -> ElementOps:
+    elements = call.results[0].numel()
+    return _work("avg_pool", elements, fp_add=(_window(call) - 1) * elements, fp_mul=elements)
+
+
+def _avg_pool_backward(call: Call) -> ElementOps:
+    """One scaling per error; windows that overlap add up."""
+    elements = call.args["grad_output"].numel()
+    overlap = max(0, _window(call) * elements - call.results[0].numel())
+    return _work("avg_pool", elements, fp_add=overlap, fp_mul=elements)
+
+
+def _mean(call: Call) -> ElementOps:
+    """Windows that tile the input: all but one of each window's elements are added, the sum is scaled once."""
+    inputs, elements = call.args["self"].numel(), call.results[0].numel()
+    return _work("avg_pool", elements, fp_add=inputs - elements, fp_mul=elements)
+
+
+def _adaptive_avg_pool_backward(call: Call) -> ElementOps:
+    elements = call.args["grad_output"].numel()
+    return _work("avg_pool", elements, fp_mul=elements)
+
+
+def _elementwise(fp_add: int = 0, fp_mul: int = 0) -> Callable[[Call], ElementOps | None]:
+    def formula(call: Call) -> ElementOps | None:
+        result = call.results[0]
+        if not result.is_floating_point():  # counters and indices: bookkeeping of the simulation
+            return None
+        elements = result.numel()
+        return _work("elementwise", elements, fp_add * elements, fp_mul * elements)
+
+    return formula
+
+
+def _div(call: Call) -> ElementOps | None:
+    by_tensor = _is_tensor(call.args["other"]) and call.args["other"].numel() > 1
+    return _elementwise(fp_mul=SPECIAL if by_tensor else 1)(call)  # one divisor is inverted once
+
+
+def _sum(call: Call) -> ElementOps:
+    elements = call.args["self"].numel()
+    return _work("sum", elements, fp_add=elements)
+
+
+def _softmax(call: Call) -> ElementOps:
+    """Per element: maximum 1 compare; 1 sub, 1 exp, 1 add, 1 mul. Per row: 1 reciprocal."""
+    x = call.args["self"]
+    elements, rows = x.numel(), x.numel() // x.shape[call.args["dim"]]
+    return _work("softmax", elements, 2 * elements, (SPECIAL + 1) * elements + SPECIAL * rows, elements)
+
+
+def _softmax_backward(call: Call) -> ElementOps:
+    """y * (dy - sum(dy * y)): 2 mul, 1 add, 1 sub per element."""
+    elements = call.results[0].numel()
+    return _work("softmax", elements, 2 * elements, 2 * elements)
+
+
+def _log_softmax(call: Call) -> ElementOps:
+    """Per element: maximum 1 compare; 1 sub, 1 exp, 1 add, 1 sub. Per row: 1 log."""
+    x = call.args["self"]
+    elements, rows = x.numel(), x.numel() // x.shape[call.args["dim"]]
+    return _work("loss", elements, 3 * elements, SPECIAL * (elements + rows), elements)
+
+
+def _log_softmax_backward(call: Call) -> ElementOps:
+    """dy - exp(y) * sum(dy): 1 exp, 1 mul, 1 add, 1 sub per element."""
+    elements = call.results[0].numel()
+    return _work("loss", elements, 2 * elements, (SPECIAL + 1) * elements)
+
+
+def _nll_loss(call: Call) -> ElementOps:
+    """One add per row and the mean's scaling."""
+    rows = call.args["target"].numel()
+    return _work("loss", rows, fp_add=rows, fp_mul=1)
+
+
+def _nll_loss_backward(call: Call) -> ElementOps:
+    rows = call.args["target"].numel()
+    return _work("loss", rows, fp_mul=rows)
+
+
+FORMULAS: dict[str, Callable[[Call], ElementOps | None]] = {
+    "aten::native_batch_norm": _batch_norm,
+    "aten::native_batch_norm_backward": _batch_norm_backward,
+    "aten::relu": _relu,
+    "aten::threshold_backward": _relu,
+    "aten::max_pool2d_with_indices": _max_pool,
+    "aten::max_pool2d_with_indices_backward": _max_pool_backward,
+    "aten::avg_pool2d": _avg_pool,
+    "aten::avg_pool2d_backward": _avg_pool_backward,
+    "aten::_adaptive_avg_pool2d": _mean,
+    "aten::_adaptive_avg_pool2d_backward": _adaptive_avg_pool_backward,
+    "aten::mean": _mean,
+    "aten::sum": _sum,
+    "aten::add": _elementwise(fp_add=1),
+    "aten::sub": _elementwise(fp_add=1),
+    "aten::mul": _elementwise(fp_mul=1),
+    "aten::div": _div,
+    "aten::_softmax": _softmax,
+    "aten::_softmax_backward_data": _softmax_backward,
+    "aten::_log_softmax": _log_softmax,
+    "aten::_log_softmax_backward_data": _log_softmax_backward,
+    "aten::nll_loss_forward": _nll_loss,
+    "aten::nll_loss_backward": _nll_loss_backward,
+}
+
+# Backward operators that take the forward's input for its shape alone.
+_SELF_NOT_READ = frozenset(
+    {
+        "aten::max_pool2d_with_indices_backward",
+        "aten::avg_pool2d_backward",
+        "aten::_adaptive_avg_pool2d_backward",
+        "aten::nll_loss_backward",
+    }
+)
+
+# No arithmetic: views, fills, copies (with a view's backward, a copy into zeros), and the drawing of a quantizer's key.
+_VIEWS = (
+    *("alias", "as_strided", "chunk", "detach", "diagonal", "expand", "narrow", "permute", "reshape", "select"),
+    *("slice", "split", "squeeze", "t", "transpose", "unbind", "unsqueeze", "view", "_unsafe_view"),
+)
+_FILLS = (
+    *("arange", "empty", "empty_like", "empty_strided", "fill", "full", "full_like", "new_empty", "new_empty_strided"),
+    *("new_full", "new_ones", "new_zeros", "ones", "ones_like", "scalar_tensor", "zero", "zeros", "zeros_like"),
+)
+_COPIES = ("cat", "clone", "contiguous", "copy", "lift_fresh", "stack", "_to_copy", "select_backward", "slice_backward")
+_KEYS = ("randint", "random")
+FREE = frozenset(f"aten::{name}" for name in (*_VIEWS, *_FILLS, *_COPIES, *_KEYS))

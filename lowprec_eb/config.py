@@ -1,0 +1,74 @@
+"""The settings of a comparison, as they stand in a YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from lowprec_eb import strict_config
+from lowprec_eb.lab import ArmSettings, LabSettings
+from lowprec_eb.models import ModelSettings
+from lowprec_eb.tasks import TaskSettings
+from lowprec_eb.tickets import TicketSettings
+from lowprec_eb.train import TrainSettings
+
+
+@dataclass(frozen=True)
+class Config:
+    """One comparison: the arms, and everything that they share.
+
+    profile: name of a hardware profile, or the path of a YAML file. margin: loss of accuracy (a fraction) that counts as
+    equally accurate. threads: of torch on the CPU; part of the run's name, since it may change the last bit of a sum.
+    """
+
+    name: str
+    pipelines: tuple[ArmSettings, ...]
+    task: TaskSettings = field(default_factory=TaskSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    training: TrainSettings = field(default_factory=TrainSettings)
+    ticket: TicketSettings = field(default_factory=TicketSettings)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    profile: str = "45nm"
+    margin: float = 0.01
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int = 1
+    backend: Literal["auto", "reference", "qtorch"] = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.name.strip() or "/" in self.name:
+            raise ValueError(f"name must be a word that can name a folder, got {self.name!r}")
+        if not self.pipelines:
+            raise ValueError("pipelines must list at least one arm")
+        names = [arm.name for arm in self.pipelines]
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"pipelines: two arms are named {doubled[0]!r}; give each its own name")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds must be different whole numbers from 0, at least one, got {list(self.seeds)}")
+        if self.ticket.deadline >= self.training.epochs:
+            raise ValueError(
+                f"ticket.deadline ({self.ticket.deadline}) must be below training.epochs ({self.training.epochs}): "
+                "the ticket is retrained in the epochs that are left"
+            )
+        if not 0 <= self.margin < 1:
+            raise ValueError(f"margin must be in [0, 1): a fraction of the images, got {self.margin}")
+        if self.threads < 1:
+            raise ValueError(f"threads must be at least 1, got {self.threads}")
+
+    @property
+    def run_name(self) -> str:
+        return f"{self.name}-{strict_config.digest(self)}"
+
+    @property
+    def lab(self) -> LabSettings:
+        return LabSettings(self.task, self.model, self.training, self.ticket, self.device, self.backend)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file; ``overrides`` are ``key=value`` with dots for nesting.
+
+    Raises:
+        ConfigError: naming file, key, what was expected and the nearest valid name.
+    """
+    return strict_config.load(path, Config, overrides)

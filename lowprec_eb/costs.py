@@ -1,0 +1,91 @@
+"""What an epoch of a stage costs, counted once per stage and charged to every epoch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from energy_models import NumberFormat, OpCounts, count, count_sgd_step, element_ops
+from lowprec_eb.optim import LowPrecisionOptimizer
+from lowprec_eb.tasks import Task
+from lowprec_eb.tickets import TicketSettings, batch_norms
+
+
+@dataclass(frozen=True)
+class EpochCosts:
+    """Operations of one epoch's training, of one look of the detector, and of one pass over the held-out splits."""
+
+    train: OpCounts
+    detect: OpCounts
+    validate: OpCounts
+    test: OpCounts
+
+    @property
+    def uncounted(self) -> tuple[str, ...]:
+        """Operations with arithmetic that no formula covers."""
+        return tuple(sorted({*self.train.uncounted, *self.validate.uncounted}))
+
+
+def epoch_costs(
+    model: nn.Module, optimizer: LowPrecisionOptimizer, task: Task, *, sparsity: float, detector: TicketSettings | None
+) -> EpochCosts:
+    """Count the operations of ``model`` as it stands: its widths, its lowering, its frozen parameters."""
+    step = optimizer_costs(model, optimizer)
+    if sparsity:
+        step = step + sparsity_costs(model)
+    return EpochCosts(
+        train=_pass_costs(model, task, "train", step),
+        detect=detector_costs(model, detector) if detector is not None else OpCounts(),
+        validate=_pass_costs(model, task, "validation", None),
+        test=_pass_costs(model, task, "test", None),
+    )
+
+
+def _pass_costs(model: nn.Module, task: Task, split: str, step: OpCounts | None) -> OpCounts:
+    """One pass over a split; with the costs of an optimizer ``step`` it is a training pass."""
+    total = OpCounts()
+    for size, times in task.batch_sizes(split).items():
+        images = torch.zeros(size, *task.input_shape)
+        of_batch = count(model, images, training=step is not None, loss=_cross_entropy)
+        total = total + (of_batch if step is None else of_batch + step) * times
+    return total
+
+
+def _cross_entropy(logits: Tensor) -> Tensor:
+    return F.cross_entropy(logits, torch.zeros(logits.shape[0], dtype=torch.int64, device=logits.device))
+
+
+def optimizer_costs(model: nn.Module, optimizer: LowPrecisionOptimizer) -> OpCounts:
+    """One optimizer step over the trainable parameters, with the quantizers of gradient, momentum and master copy."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def formats(parameter: str, operand: str) -> NumberFormat | None:
+        return optimizer.parameter_format("master" if operand == "weight" else operand, parameters[parameter])
+
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+    group = optimizer.param_groups[0]
+    return count_sgd_step(shapes, formats, momentum=bool(group["momentum"]), weight_decay=bool(group["weight_decay"]))
+
+
+def sparsity_costs(model: nn.Module) -> OpCounts:
+    """The gamma penalty: a sign and an addition for every BatchNorm scale; it reads gamma and rewrites its gradient."""
+    gammas = sum(norm.num_features for norm in batch_norms(model).values())
+    return element_ops("sparsity_penalty", gammas, fp_add=1, int_add=1, read_bits=64, write_bits=32)
+
+
+def ranking_costs(channels: int) -> OpCounts:
+    """Sorting the scores of all channels: channels * log2(channels) comparisons."""
+    comparisons = max(1, math.ceil(math.log2(channels)))
+    return element_ops("ranking", channels, int_add=comparisons, read_bits=32, write_bits=1)
+
+
+def detector_costs(model: nn.Module, settings: TicketSettings) -> OpCounts:
+    """One look of the early-bird detector: a ranking, and the distances to the masks it keeps."""
+    channels = sum(norm.num_features for norm in batch_norms(model).values())
+    compared = settings.window - 1 if settings.rule == "window" else 1
+    distances = element_ops("mask_distance", channels * compared, int_add=2, read_bits=2, write_bits=0)
+    return ranking_costs(channels) + distances

@@ -1,0 +1,43 @@
+"""What one pipeline delivered for one seed: plain data that the report reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TicketSummary:
+    """How a ticket was drawn.
+
+    ``epoch`` counts the epochs trained before it; ``on_time`` is False when none had appeared by the deadline and the best
+    so far was taken; ``distance`` is the largest mask distance that the detector saw (None: no detector was involved).
+    """
+
+    epoch: int
+    on_time: bool
+    distance: float | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One pipeline arm, one seed.
+
+    Accuracies are fractions in [0, 1], test accuracy at the epoch that validation selected. ``stages`` are the ledger
+    stages that this arm is charged for, in order; a stage may be charged to several arms. ``forward_macs`` and
+    ``dense_forward_macs`` are of one image.
+    """
+
+    arm: str
+    pipeline: str
+    seed: int
+    search_precision: str | None
+    precision: str
+    stages: tuple[str, ...]
+    test_accuracy: float
+    validation_accuracy: float
+    best_epoch: int
+    ticket: TicketSummary | None
+    channels_kept: int
+    channels_total: int
+    forward_macs: int
+    dense_forward_macs: int

@@ -1,0 +1,69 @@
+"""Random bits for stochastic rounding: a pure function of (seed, element index).
+
+SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014) is a counter put
+through a mixing function, so any output can be computed on its own: results do not depend on threads, device, memory
+layout or on where a run was resumed. One 64-bit output serves two neighbouring elements with 32 bits each.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MASK64 = (1 << 64) - 1
+_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+UNIFORM_BITS = 24  # what a float32 significand holds exactly
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits: torch has no unsigned 64-bit arithmetic."""
+    value &= _MASK64
+    return value - (1 << 64) if value >> 63 else value
+
+
+def mix64(value: int) -> int:
+    """SplitMix64's mixing function on one Python integer."""
+    value &= _MASK64
+    value = ((value ^ (value >> 30)) * _MIX_1) & _MASK64
+    value = ((value ^ (value >> 27)) * _MIX_2) & _MASK64
+    return value ^ (value >> 31)
+
+
+def derive_seed(*parts: int) -> int:
+    """One int64 seed from several integers, such as (seed, step, parameter)."""
+    state = 0
+    for part in parts:
+        state = mix64(state + _GOLDEN_GAMMA + mix64(part))
+    return _signed(state)
+
+
+def draw_seeds(count: int) -> Tensor:
+    """``count`` int64 seeds from torch's default generator, so ``torch.manual_seed`` and checkpointing govern them."""
+    return torch.randint(-(2**63), 2**63 - 1, (count,), dtype=torch.int64)
+
+
+def _xor_shift(z: Tensor, shift: int, scratch: Tensor) -> Tensor:
+    torch.bitwise_right_shift(z, shift, out=scratch)
+    scratch.bitwise_and_((1 << (64 - shift)) - 1)  # int64 shifts are arithmetic: drop the copied sign bits
+    return z.bitwise_xor_(scratch)
+
+
+def random_words(count: int, seed: Tensor, offset: int = 0) -> Tensor:
+    """int32 words (count,): word i is half ``(offset + i) % 2`` of SplitMix64 output ``(offset + i) // 2``."""
+    first, last = offset // 2, (offset + count + 1) // 2
+    z = torch.arange(first + 1, last + 1, dtype=torch.int64, device=seed.device)
+    z.mul_(_signed(_GOLDEN_GAMMA)).add_(seed)
+    scratch = torch.empty_like(z)
+    _xor_shift(z, 30, scratch).mul_(_signed(_MIX_1))
+    _xor_shift(z, 27, scratch).mul_(_signed(_MIX_2))
+    _xor_shift(z, 31, scratch)
+    start = offset - 2 * first
+    return z.view(torch.int32)[start : start + count]
+
+
+def uniform(shape: torch.Size, seed: Tensor, offset: int, dtype: torch.dtype) -> Tensor:
+    """Uniform numbers in [0, 1) on a grid of ``2 ** -24``, by logical element index; shape ``shape``."""
+    words = random_words(shape.numel(), seed, offset).bitwise_and_((1 << UNIFORM_BITS) - 1)
+    return words.to(dtype).mul_(2.0**-UNIFORM_BITS).view(shape)

@@ -1,0 +1,86 @@
+"""Tables, pictures and plain sentences from saved ledgers."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from energy_models.ledger import totals
+from lowprec_eb.checkpoints import write_text
+from lowprec_eb.report.pictures import missing_pictures, write_pictures
+from lowprec_eb.report.sentences import sentences
+from lowprec_eb.report.summary import ArmSummary, Comparison, MaskHistory, Ratio, SeedSummary, Spread, summarise
+from lowprec_eb.report.table import TABLE_WIDTH, build_plan_table, build_tables, to_csv, to_json
+from lowprec_eb.report.units import Scale
+
+__all__ = [
+    "ArmSummary",
+    "Comparison",
+    "MaskHistory",
+    "Ratio",
+    "SeedSummary",
+    "Spread",
+    "build_plan_table",
+    "build_tables",
+    "missing_pictures",
+    "print_plan",
+    "print_report",
+    "sentences",
+    "summarise",
+    "to_csv",
+    "to_json",
+    "write_pictures",
+    "write_report",
+]
+
+
+def write_report(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write report.txt, summary.csv, summary.json and the pictures; return the paths of what was written.
+
+    A picture whose data is missing is not written; report.txt says so.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    report, table, tree = (folder / name for name in ("report.txt", "summary.csv", "summary.json"))
+    # An empty environment: a FORCE_COLOR or COLUMNS of the caller must not change the file.
+    console = Console(file=io.StringIO(), width=TABLE_WIDTH, color_system=None, force_terminal=False, _environ={})
+    with console.capture() as text:
+        print_report(comparison, console)
+    write_text(report, text.get())
+    to_csv(comparison, table)
+    to_json(comparison, tree)
+    return [report, table, tree, *write_pictures(comparison, folder)]
+
+
+def print_report(comparison: Comparison, console: Console) -> None:
+    """Print the tables, what they say, the notes, and which pictures cannot be drawn.
+
+    The tables need a console of 150 columns; a narrower one wraps their cells.
+    """
+    console.print(Text(comparison.name, style="bold"))
+    for table in build_tables(comparison):
+        console.print(table)
+        console.print()
+    absent = [f"{name} is not drawn: {reason}." for name, reason in missing_pictures(comparison).items()]
+    for line in [*sentences(comparison), *comparison.notes, *absent]:
+        console.print(Text(f"- {line}"))
+
+
+def print_plan(comparison: Comparison, console: Console, *, seeds: int) -> None:
+    """Print what a plan (a comparison of one seed without accuracies) predicts, and the work of all its ``seeds``."""
+    console.print(Text(f"{comparison.name}: plan", style="bold"))
+    console.print(build_plan_table(comparison))
+    console.print()
+    everything = totals(row for rows in comparison.rows.values() for row in rows)
+    macs = seeds * sum(everything.macs.values())
+    scale = Scale.of([macs])
+    lines = [
+        f"Energies are modelled, under the profile {comparison.profile.rstrip('.')}.",
+        f"All arms and {seeds} seed{'s' if seeds > 1 else ''}, each shared stage once, evaluation included: "
+        f"{scale.text(macs)} {scale.prefix} MACs.",
+        *comparison.notes,
+    ]
+    for line in lines:
+        console.print(Text(f"- {line}"))

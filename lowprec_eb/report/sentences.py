@@ -1,0 +1,219 @@
+"""What a comparison says, in plain sentences with their conditions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from lowprec_eb.outcome import TicketSummary
+from lowprec_eb.report.roles import Roles, assign_roles, random_pairs
+from lowprec_eb.report.summary import ArmSummary, Comparison, Ratio, Spread, accuracy_difference, summarise
+from lowprec_eb.report.units import energy_text, ratio_text, three_digits
+
+FIFTH = 0.2
+_EQUAL_ENERGY = 0.02  # largest relative difference that is called equal
+_ROUNDING = 1e-9  # of accuracies: 0.97 - 0.96 is not quite 0.01
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    """The closing sentences in reading order; one whose arms are missing is left out."""
+    arms = summarise(comparison)
+    roles = assign_roles(arms)
+    winner = lowest_energy_arm(arms, comparison.margin)
+    return [
+        *_conditions(comparison, arms),
+        *_winner(comparison, arms, winner),
+        *_against(winner, roles.full, "full training in fp32"),
+        *_against(winner, roles.slimming, "network slimming in fp32"),
+        *_eight_bit_claim(comparison, roles),
+        *_origin_of_saving(roles),
+        *_random_tickets(arms),
+        *_deadlines(arms),
+        *_measured(arms),
+    ]
+
+
+def lowest_energy_arm(arms: Iterable[ArmSummary], margin: float) -> ArmSummary:
+    """The arm of lowest mean nominal energy among those with a mean test accuracy within ``margin`` of the best one."""
+    return min(_accurate_enough(arms, margin), key=lambda arm: arm.energy.nominal_j)
+
+
+def shapley_factors(slimming: float, slimming_8bit: float, ff: float, ll: float) -> tuple[float, float]:
+    """(ticket, bits): the factors of the saving ll / slimming that the ticket and the 8 bits bring, from four energies.
+
+    The geometric mean over the two orders in which they can be brought in: the Shapley value of log energy. Their
+    product is the whole ratio.
+    """
+    ticket = math.sqrt((ff / slimming) * (ll / slimming_8bit))
+    bits = math.sqrt((ll / ff) * (slimming_8bit / slimming))
+    return ticket, bits
+
+
+def _accurate_enough(arms: Iterable[ArmSummary], margin: float) -> list[ArmSummary]:
+    arms = list(arms)
+    best = max(arm.test_accuracy.mean for arm in arms)
+    return [arm for arm in arms if arm.test_accuracy.mean >= best - margin - _ROUNDING]
+
+
+# ---- one group of sentences each ---------------------------------------------------------------------------------
+
+
+def _conditions(comparison: Comparison, arms: tuple[ArmSummary, ...]) -> list[str]:
+    sizes = ", ".join(f"{number} {split}" for split, number in comparison.splits.items())
+    lines = [f"Energies are modelled, under the profile {comparison.profile.rstrip('.')}."]
+    if test := comparison.splits.get("test"):
+        lines.append(f"Examples: {sizes}; one test example is {100 / test:.2f} points of accuracy.")
+    seeds = {arm.arm: tuple(seed.seed for seed in arm.seeds) for arm in arms}
+    if len(set(seeds.values())) > 1:
+        listed = "; ".join(f"{arm}: {', '.join(map(str, numbers))}" for arm, numbers in seeds.items())
+        lines.append(f"The arms were not run with the same seeds, so their means are not quite comparable ({listed}).")
+    fewest = min(arm.test_accuracy.n for arm in arms)
+    if fewest == 1:
+        lines.append("With one seed nothing is known about the spread over seeds.")
+    else:
+        lines.append(
+            f"Spreads are sample standard deviations over {fewest} seeds: they describe these runs, "
+            "and are no test of significance."
+        )
+    return lines
+
+
+def _winner(comparison: Comparison, arms: tuple[ArmSummary, ...], winner: ArmSummary) -> list[str]:
+    best = max(arms, key=lambda arm: arm.test_accuracy.mean)
+    enough = _accurate_enough(arms, comparison.margin)
+    energy = winner.energy
+    return [
+        f"Lowest energy: {winner.arm}, with {energy_text(energy.nominal_j)} nominal ({energy_text(energy.low_j)} to "
+        f"{energy_text(energy.high_j)}) and {100 * winner.test_accuracy.mean:.2f} % test accuracy. It is the cheapest "
+        f"by nominal energy of the {len(enough)} of {len(arms)} arms whose mean test accuracy is within "
+        f"{_points(comparison.margin)} of the most accurate arm ({best.arm}, {100 * best.test_accuracy.mean:.2f} %)."
+    ]
+
+
+def _against(winner: ArmSummary, baseline: ArmSummary | None, name: str) -> list[str]:
+    if baseline is None:
+        return []
+    if baseline is winner:
+        return [f"That arm is {name} itself: no arm of comparable accuracy needs less."]
+    ratio = Ratio.of(winner.energy.total_j, baseline.energy.total_j)
+    return [
+        f"Against {name} ({baseline.arm}), {winner.arm} needs {ratio_text(ratio, ends=False)} of the energy "
+        f"(x{three_digits(ratio.low)} to x{three_digits(ratio.high)} when both take the profile's low or both its high "
+        f"constants). Its test accuracy differs by {_difference_text(accuracy_difference(winner, baseline))}. "
+        + _separation(winner, baseline, ratio)
+    ]
+
+
+def _separation(a: ArmSummary, b: ArmSummary, ratio: Ratio) -> str:
+    if a.energy.high_j < b.energy.low_j or b.energy.high_j < a.energy.low_j:
+        return "Their low to high ranges of energy do not even overlap."
+    agrees = ratio.high < 1 or ratio.low > 1
+    return "Their low to high ranges of energy overlap" + (
+        ", but the order is the same with low, nominal and high constants, which both arms share."
+        if agrees
+        else ", and which of the two is cheaper depends on the constants."
+    )
+
+
+def _eight_bit_claim(comparison: Comparison, roles: Roles) -> list[str]:
+    ll, slimming = roles.ll, roles.slimming
+    if ll is None or slimming is None:
+        return []
+    loss = slimming.test_accuracy.mean - ll.test_accuracy.mean
+    ratio = Ratio.of(ll.energy.total_j, slimming.energy.total_j)
+    return [
+        f"8-bit early bird ({ll.arm}) against network slimming in fp32 ({slimming.arm}): within "
+        f"{_points(comparison.margin)}: {_yes(loss <= comparison.margin + _ROUNDING)}; its test accuracy differs by "
+        f"{_difference_text(accuracy_difference(ll, slimming))}. Less than a fifth of its modelled energy: "
+        f"{_yes(ratio.nominal < FIFTH)} ({ratio_text(ratio, ends=False)}; x{three_digits(ratio.low)} to "
+        f"x{three_digits(ratio.high)} over the profile's range{_fifth_caveat(ratio)})."
+    ]
+
+
+def _fifth_caveat(ratio: Ratio) -> str:
+    if ratio.low < FIFTH <= ratio.high:
+        return ", so the answer depends on the constants"
+    return ""
+
+
+def _origin_of_saving(roles: Roles) -> list[str]:
+    arms = (roles.slimming, roles.slimming_8bit, roles.ff, roles.ll)
+    if None in arms:
+        return []
+    slimming, slimming_8bit, ff, ll = (arm.energy.nominal_j for arm in arms if arm is not None)
+    ticket, bits = shapley_factors(slimming, slimming_8bit, ff, ll)
+    early, late = three_digits(ff / slimming), three_digits(ll / slimming_8bit)
+    alone, small = three_digits(slimming_8bit / slimming), three_digits(ll / ff)
+    return [
+        f"Where x{three_digits(ll / slimming)} comes from. Ticket first (slimming fp32, early bird fp32, early bird "
+        f"8 bit): x{early} from the ticket, then x{small} from the 8 bits. Bits first (slimming fp32, slimming 8 bit, "
+        f"early bird 8 bit): x{alone} from the 8 bits, then x{late} from the ticket. Mean of both orders (geometric: "
+        f"the Shapley value of log energy): ticket x{three_digits(ticket)}, 8 bits x{three_digits(bits)}. Each pair "
+        "multiplies to the whole; where the orders differ, what comes first changes what is left for the other to "
+        "save. The ticket's factor is all that early bird changes against slimming: a search that ends early, as well "
+        "as fewer epochs for the smaller network."
+    ]
+
+
+def _random_tickets(arms: tuple[ArmSummary, ...]) -> list[str]:
+    return [_random_ticket(bird, control) for bird, control in random_pairs(arms)]
+
+
+def _random_ticket(bird: ArmSummary, control: ArmSummary) -> str:
+    ratio = control.energy.nominal_j / bird.energy.nominal_j
+    energy = "at equal energy" if abs(ratio - 1) <= _EQUAL_ENERGY else "not at equal energy"
+    return (
+        f"Ticket against random ticket, {energy} ({control.arm} needs x{three_digits(ratio)} of what {bird.arm} needs): "
+        f"test accuracy of the ticket differs by {_difference_text(accuracy_difference(bird, control))}."
+    )
+
+
+def _deadlines(arms: tuple[ArmSummary, ...]) -> list[str]:
+    """Arms that share a search share its ticket, so a ticket is named once with all its arms."""
+    late: dict[str, list[str]] = {}
+    for arm in arms:
+        for seed in arm.seeds:
+            if seed.ticket is not None and not seed.ticket.on_time:
+                late.setdefault(_ticket_text(arm, seed.seed, seed.ticket), []).append(arm.arm)
+    if late:
+        listed = "; ".join(f"{ticket}: {', '.join(names)}" for ticket, names in late.items())
+        return [f"No ticket appeared in time in these searches, and the best by the deadline was taken. {listed}."]
+    detected = any(seed.ticket and seed.ticket.distance is not None for arm in arms for seed in arm.seeds)
+    return ["Every early-bird ticket appeared before its deadline."] if detected else []
+
+
+def _ticket_text(arm: ArmSummary, seed: int, ticket: TicketSummary) -> str:
+    distance = "" if ticket.distance is None else f", mask distance {ticket.distance:.3f}"
+    return f"Search in {arm.search_precision}, seed {seed}, {ticket.epoch} epochs{distance}"
+
+
+def _measured(arms: tuple[ArmSummary, ...]) -> list[str]:
+    without = [arm.arm for arm in arms if arm.measured_j is None]
+    if not without:
+        return ["Measured energy is that of the simulation on this machine, not of the chip in the profile."]
+    whom = "any arm" if len(without) == len(arms) else ", ".join(without)
+    return [f"Energy was not measured for {whom}: no sensor covered the whole run."]
+
+
+# ---- wording -----------------------------------------------------------------------------------------------------
+
+
+def _difference_text(difference: Spread | None) -> str:
+    """After "differs by": the paired difference with its spread, and whether the spread covers it."""
+    if difference is None:
+        return "an unknown amount (no common seed)"
+    change = f"{100 * difference.mean:+.2f} points"
+    if difference.std is None:
+        return f"{change} (one seed)"
+    within = abs(difference.mean) <= difference.std
+    spread = "within the seeds' spread" if within else "more than the seeds' spread"
+    return f"{change} (paired over {difference.n} seeds, std {100 * difference.std:.2f}: {spread})"
+
+
+def _points(fraction: float) -> str:
+    points = f"{100 * fraction:g}"
+    return f"{points} point" if points == "1" else f"{points} points"
+
+
+def _yes(answer: bool) -> str:
+    return "yes" if answer else "no"

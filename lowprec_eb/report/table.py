@@ -1,0 +1,238 @@
+"""The table of a comparison: for people (rich), and with full precision in joules for files (CSV, JSON)."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from energy_models.estimate import ModelledEnergy
+from energy_models.ledger import PHASES
+from lowprec_eb.checkpoints import write_text
+from lowprec_eb.report.sentences import sentences
+from lowprec_eb.report.summary import ArmSummary, Comparison, SeedSummary, Spread, summarise
+from lowprec_eb.report.units import Scale, percent_text, ratio_text
+
+SCHEMA = 1
+TABLE_WIDTH = 150  # both tables fit
+_COMPONENTS = ("compute_j", "memory_j", "other_j")
+_RATIO_HEADINGS = ("of full fp32\n(low-high)", "of slimming fp32\n(low-high)")
+_ENDS = ("low", "nominal", "high")
+
+
+def build_tables(comparison: Comparison) -> tuple[Table, Table]:
+    """Two tables with one row an arm: accuracy, ticket and work; and energy. Means over seeds."""
+    arms = summarise(comparison)
+    return _work_table(arms), _energy_table(arms)
+
+
+def build_plan_table(comparison: Comparison) -> Table:
+    """Predicted work and energy of one seed of each arm; a plan has no accuracies."""
+    arms = summarise(comparison)
+    work = _work_columns(arms)
+    scale = Scale.of(arm.energy.nominal_j for arm in arms)
+    table = _table(
+        "Predicted work and energy of one seed", "Tickets are assumed at the deadline. MACs and bit-ops of training."
+    )
+    energy_headings = (f"modelled\n[{scale.prefix}J]", f"low - high\n[{scale.prefix}J]")
+    _add_columns(table, ("arm", "precision"), (*work, *energy_headings, "of full\nfp32", "of slimming\nfp32"))
+    for arm in arms:
+        energy = (scale.text(arm.energy.nominal_j), _range_text(arm, scale))
+        cells = (
+            arm.arm,
+            arm.precision_label,
+            *(text(arm) for text in work.values()),
+            *energy,
+            *_ratio_texts(arm, ends=False),
+        )
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def to_csv(comparison: Comparison, path: Path) -> None:
+    """Write one line an arm, means over seeds; units in the column names, an empty cell where there is no number."""
+    lines = [_flat(arm) for arm in summarise(comparison)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    write_text(path, text.getvalue())
+
+
+def to_json(comparison: Comparison, path: Path) -> None:
+    """Write the summary of every arm and every seed, and the closing sentences; units in the names."""
+    tree = {
+        "schema": SCHEMA,
+        "name": comparison.name,
+        "profile": comparison.profile,
+        "margin": comparison.margin,
+        "splits": dict(comparison.splits),
+        "arms": [_arm_tree(arm) for arm in summarise(comparison)],
+        "sentences": sentences(comparison),
+        "notes": list(comparison.notes),
+    }
+    write_text(path, json.dumps(tree, indent=2, allow_nan=False) + "\n")
+
+
+# ---- for people --------------------------------------------------------------------------------------------------
+
+
+def _work_table(arms: tuple[ArmSummary, ...]) -> Table:
+    columns: dict[str, Callable[[ArmSummary], str]] = {
+        "test accuracy\n[%]": lambda arm: percent_text(arm.test_accuracy),
+        "ticket after\n[epochs]": _ticket_text,
+        **_work_columns(arms),
+        "time\n[s]": lambda arm: f"{arm.duration_s:.1f}",
+    }
+    table = _table(
+        "Accuracy, ticket and work", "* no ticket in time, drawn at the deadline. MACs and bit-ops of training."
+    )
+    _add_columns(table, ("arm", "precision"), columns)
+    for arm in arms:
+        table.add_row(*map(Text, (arm.arm, arm.precision_label, *(text(arm) for text in columns.values()))))
+    return table
+
+
+def _work_columns(arms: tuple[ArmSummary, ...]) -> dict[str, Callable[[ArmSummary], str]]:
+    macs = Scale.of(arm.training_macs for arm in arms)
+    bit_ops = Scale.of(arm.training_bit_ops for arm in arms)
+    return {
+        "channels left\n[%]": lambda arm: f"{100 * arm.channels_left:.1f}",
+        "FLOPs left\n[%]": lambda arm: f"{100 * arm.flops_left:.1f}",
+        f"MACs\n[{macs.prefix or '1'}]": lambda arm: macs.text(arm.training_macs),
+        f"bit-ops\n[{bit_ops.prefix or '1'}]": lambda arm: bit_ops.text(arm.training_bit_ops),
+    }
+
+
+def _energy_table(arms: tuple[ArmSummary, ...]) -> Table:
+    scale = Scale.of(arm.energy.nominal_j for arm in arms)
+    unit = f"[{scale.prefix}J]"
+    components = [f"{component.removesuffix('_j')}\n{unit}" for component in _COMPONENTS]
+    table = _table("Modelled energy, and energy measured by a sensor", "Compute, memory and other are nominal.")
+    headings = (f"modelled\n{unit}", f"low - high\n{unit}", *components, *_RATIO_HEADINGS, "measured\n[J]")
+    _add_columns(table, ("arm",), headings)
+    for arm in arms:
+        energy = arm.energy
+        cells = (
+            arm.arm,
+            scale.text(energy.nominal_j),
+            _range_text(arm, scale),
+            *(scale.text(getattr(energy, component).nominal) for component in _COMPONENTS),
+            *_ratio_texts(arm),
+            "not measured" if arm.measured_j is None else f"{arm.measured_j:.1f}",
+        )
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _range_text(arm: ArmSummary, scale: Scale) -> str:
+    return f"{scale.text(arm.energy.low_j)} - {scale.text(arm.energy.high_j)}"
+
+
+def _ratio_texts(arm: ArmSummary, *, ends: bool = True) -> list[str]:
+    return ["-" if ratio is None else ratio_text(ratio, ends=ends) for ratio in (arm.vs_full, arm.vs_slimming)]
+
+
+def _table(title: str, caption: str) -> Table:
+    return Table(
+        title=Text(title), caption=Text(caption), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left"
+    )
+
+
+def _add_columns(table: Table, texts: Iterable[str], numbers: Iterable[str]) -> None:
+    """Headings as Text, since markup would swallow a unit in brackets; folded, since a cut number is a wrong one."""
+    for heading in texts:
+        table.add_column(Text(heading), overflow="fold")
+    for heading in numbers:
+        table.add_column(Text(heading), justify="right", overflow="fold")
+
+
+def _ticket_text(arm: ArmSummary) -> str:
+    """The ticket epoch of every seed in order; "-" for an arm without a ticket."""
+    tickets = [seed.ticket for seed in arm.seeds]
+    if not any(tickets):
+        return "-"
+    return ", ".join("-" if t is None else f"{t.epoch}{'' if t.on_time else '*'}" for t in tickets)
+
+
+# ---- for files ---------------------------------------------------------------------------------------------------
+
+
+def _flat(arm: ArmSummary) -> dict[str, Any]:
+    """The cells of an arm's CSV line."""
+    return {
+        "arm": arm.arm,
+        "pipeline": arm.pipeline,
+        "search_precision": arm.search_precision,
+        "precision": arm.precision,
+        "seeds": ";".join(str(seed.seed) for seed in arm.seeds),
+        **_spread_cells("test_accuracy", arm.test_accuracy),
+        **_spread_cells("validation_accuracy", arm.validation_accuracy),
+        "ticket_epochs": ";".join("" if seed.ticket is None else str(seed.ticket.epoch) for seed in arm.seeds),
+        "tickets_on_time": ";".join(
+            "" if seed.ticket is None else str(seed.ticket.on_time).lower() for seed in arm.seeds
+        ),
+        **_number_cells(arm),
+        **_ratio_cells(arm, "vs_full"),
+        **_ratio_cells(arm, "vs_slimming"),
+    }
+
+
+def _number_cells(summary: ArmSummary | SeedSummary) -> dict[str, Any]:
+    by_phase = {
+        f"energy_{phase}_nominal_j": summary.energy_by_phase.get(phase, ModelledEnergy.zero()).nominal_j
+        for phase in PHASES
+    }
+    return {
+        "channels_left": summary.channels_left,
+        "flops_left": summary.flops_left,
+        "training_macs": summary.training_macs,
+        "training_bit_ops": summary.training_bit_ops,
+        **_energy_cells(summary.energy),
+        **by_phase,
+        "measured_j": summary.measured_j,
+        "duration_s": summary.duration_s,
+    }
+
+
+def _energy_cells(energy: ModelledEnergy) -> dict[str, float]:
+    cells = {f"energy_{end}_j": getattr(energy, f"{end}_j") for end in _ENDS}
+    for component in _COMPONENTS:
+        name = component.removesuffix("_j")
+        cells |= {f"energy_{name}_{end}_j": getattr(getattr(energy, component), end) for end in _ENDS}
+    return cells | {f"traffic_{end}_bytes": getattr(energy.traffic_bytes, end) for end in _ENDS}
+
+
+def _spread_cells(name: str, spread: Spread) -> dict[str, float | None]:
+    return {f"{name}_mean": spread.mean, f"{name}_std": spread.std}
+
+
+def _ratio_cells(arm: ArmSummary, name: str) -> dict[str, float | None]:
+    ratio = getattr(arm, name)
+    return {f"energy_{name}_{end}": ratio and getattr(ratio, end) for end in _ENDS}
+
+
+def _arm_tree(arm: ArmSummary) -> dict[str, Any]:
+    cells = _flat(arm)
+    for joined in ("ticket_epochs", "tickets_on_time"):
+        del cells[joined]  # the seeds have them
+    return cells | {"seeds": [_seed_tree(seed) for seed in arm.seeds]}
+
+
+def _seed_tree(seed: SeedSummary) -> dict[str, Any]:
+    return {
+        "seed": seed.seed,
+        "test_accuracy": seed.test_accuracy,
+        "validation_accuracy": seed.validation_accuracy,
+        "best_epoch": seed.best_epoch,
+        "ticket": seed.ticket and dataclasses.asdict(seed.ticket),
+        **_number_cells(seed),
+    }

@@ -1,0 +1,318 @@
+"""A stage: one stretch of training, named by what decides its outcome, resumable at every epoch."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from energy_models import (
+    HardwareProfile,
+    Ledger,
+    LedgerKey,
+    LedgerRow,
+    MeasuredEnergy,
+    OpCounts,
+    estimate,
+    measure,
+)
+from lowprec_eb import checkpoints
+from lowprec_eb.costs import EpochCosts, epoch_costs
+from lowprec_eb.lowering import lower, raise_
+from lowprec_eb.models import ModelSettings
+from lowprec_eb.optim import LowPrecisionOptimizer
+from lowprec_eb.precision import Precision
+from lowprec_eb.strict_config import digest, to_plain
+from lowprec_eb.tasks import Task, TaskSettings
+from lowprec_eb.tickets import EarlyBird, Ticket, TicketSettings, gamma_scores
+from lowprec_eb.versions import versions
+from lowprec_eb.train import Callback, EpochReport, SparsityPenalty, TrainSettings, train
+
+StagePhase = Literal["search", "train", "retrain"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Everything that decides what a stage computes and what its ledger says. Its hash is its name.
+
+    ``start`` names the weights it begins with, ``profile`` the hardware profile with its content's hash, ``version`` the
+    version of this package.
+    """
+
+    task: TaskSettings
+    model: ModelSettings
+    training: TrainSettings
+    seed: int
+    phase: StagePhase
+    precision: str
+    start: str
+    first_epoch: int
+    sparsity: float
+    detector: TicketSettings | None
+    profile: str
+    device: str
+    version: str
+
+    @property
+    def key(self) -> str:
+        return digest(self, length=12)
+
+    @property
+    def epochs(self) -> range:
+        """Epochs of the schedule; a detector may stop it earlier."""
+        last = self.training.epochs if self.detector is None else min(self.detector.deadline, self.training.epochs)
+        return range(self.first_epoch, last)
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """A model to begin with: plain (not lowered), with the momentum it brings and the epoch its schedule is at.
+
+    ``costs`` and ``measured`` are what making it took (pruning), charged to the stage that begins with it.
+    """
+
+    key: str
+    model: nn.Module
+    optimizer_state: Mapping[str, Any] | None = None
+    epoch: int = 0
+    costs: OpCounts | None = None
+    measured: MeasuredEnergy | None = None
+
+    def restarted(self) -> Start:
+        """The same weights at the beginning of the schedule, without momentum."""
+        return replace(self, optimizer_state=None, epoch=0, key=f"{self.key}/restarted")
+
+
+@dataclass(frozen=True, eq=False)
+class StageResult:
+    """A finished stage: the state it ended in, and how the best epoch on validation did on test.
+
+    ``scores`` is ``|gamma|`` after every epoch, shape (epochs, channels): an observation for pictures, not charged.
+    """
+
+    key: str
+    state: Start
+    ticket: Ticket | None
+    best_epoch: int
+    validation_accuracy: float
+    test_accuracy: float
+    scores: Tensor
+    rows: tuple[LedgerRow, ...]
+
+
+class Progress(Protocol):
+    """Where a stage reports to while it runs."""
+
+    def epoch(self, stage: Stage, row: LedgerRow, energy_j: float) -> None:
+        """One epoch is in the ledger; ``energy_j`` is the stage's modelled energy so far (nominal)."""
+
+
+@dataclass(eq=False)
+class _Position:
+    """What changes from epoch to epoch, beside model, optimizer and detector."""
+
+    next_epoch: int
+    best_epoch: int = -1
+    best_accuracy: float = -1.0
+    best_state: dict[str, Tensor] = field(default_factory=dict)
+    scores: list[Tensor] = field(default_factory=list)
+    ticket: Ticket | None = None
+    test_accuracy: float | None = None  # set when the stage is finished
+
+    def to_tree(self) -> dict[str, Any]:
+        return {**self.__dict__, "ticket": None if self.ticket is None else self.ticket.to_tree()}
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> _Position:
+        ticket = None if tree["ticket"] is None else Ticket.from_tree(tree["ticket"])
+        return cls(**{**tree, "ticket": ticket})
+
+
+class StageRun(Callback):
+    """Runs a stage in its own folder: ``state.safetensors`` after every epoch, and ``ledger.jsonl``.
+
+    Killed at any moment, it goes on from the last finished epoch; the epoch that was lost is a new attempt in the ledger.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        start: Start,
+        task: Task,
+        precision: Precision,
+        profile: HardwareProfile,
+        folder: Path,
+        run: str,
+    ) -> None:
+        self.stage, self.start, self.task, self.profile, self.folder = stage, start, task, profile, folder
+        self.model = copy.deepcopy(start.model).to(stage.device)
+        lower(self.model, precision)
+        self.optimizer = LowPrecisionOptimizer(stage.training.optimizer(self.model), precision)
+        if start.optimizer_state is not None:
+            self.optimizer.inner.load_state_dict(dict(start.optimizer_state))
+        self.detector = _detector(stage.detector)
+        self.position = _Position(next_epoch=stage.first_epoch)
+        self.progress: Progress | None = None
+        self.ledger = Ledger(folder / "ledger.jsonl")
+        self.run_name = self._identify(run)
+
+    def _identify(self, run: str) -> str:
+        """The run that began this stage: a later run that goes on with it keeps the name, so no epoch has two keys."""
+        identity = self.folder / "stage.json"
+        if not identity.exists():
+            text = json.dumps({"run": run, "stage": to_plain(self.stage), "versions": versions()}, indent=2)
+            checkpoints.write_text(identity, text + "\n")
+        return str(json.loads(identity.read_text())["run"])
+
+    @property
+    def state_file(self) -> Path:
+        return self.folder / "state.safetensors"
+
+    def complete(self, progress: Progress | None = None) -> StageResult:
+        """Train what is left to train; a finished stage is only read."""
+        self.progress = progress
+        self._resume()
+        if self.position.test_accuracy is None:
+            self.costs = self._count()
+            self._train()
+            self._finish()
+        return self._result()
+
+    # The loop's callback -------------------------------------------------------------------------------------------
+
+    def after_epoch(self, report: EpochReport) -> bool:
+        """Detect, validate, write the ledger, then the checkpoint: a kill in between repeats the epoch."""
+        with measure(self.stage.device) as detecting:
+            ticket = self.detector.update(self.model, self.stage.precision) if self.detector else None
+        with measure(self.stage.device) as validating:
+            _, accuracy = self.task.evaluate(self.model, "validation")
+        distance = max(self.detector.distances(), default=None) if self.detector else None
+        samples = self.task.samples
+        metrics = {"loss": report.loss, "validation_accuracy": accuracy, "mask_distance": distance}
+        row = self._charge(
+            self.stage.phase, report.epoch, self.costs.train, samples["train"], report.measured, metrics
+        )
+        if self.detector:
+            self._charge("detect", report.epoch, self.costs.detect, 0, detecting, {"mask_distance": distance})
+        self._charge("eval", report.epoch, self.costs.validate, samples["validation"], validating, {"split": "validation"})
+        self._advance(report.epoch, accuracy, ticket)
+        if self.progress is not None:
+            self.progress.epoch(self.stage, row, sum(r.modelled.nominal_j for r in self.ledger.settled()))
+        return ticket is not None
+
+    def _advance(self, epoch: int, accuracy: float, ticket: Ticket | None) -> None:
+        position = self.position
+        position.next_epoch, position.ticket = epoch + 1, ticket
+        position.scores.append(torch.cat(list(gamma_scores(self.model).values())).cpu())
+        if accuracy > position.best_accuracy:
+            position.best_epoch, position.best_accuracy = epoch, accuracy
+            position.best_state = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self._save()
+
+    # Steps of a run ------------------------------------------------------------------------------------------------
+
+    def _count(self) -> EpochCosts:
+        return epoch_costs(
+            self.model, self.optimizer, self.task, sparsity=self.stage.sparsity, detector=self.stage.detector
+        )
+
+    def _train(self) -> None:
+        if self.start.costs is not None and self.position.next_epoch == self.stage.first_epoch:
+            self._charge("prune", self.stage.first_epoch, self.start.costs, 0, self.start.measured, {})
+        if self.position.ticket is not None:
+            return
+        callbacks: list[Callback] = [self]
+        if self.stage.sparsity:
+            callbacks.insert(0, SparsityPenalty(self.model, self.stage.sparsity))
+        epochs = range(self.position.next_epoch, self.stage.epochs.stop)
+        train(
+            self.model,
+            self.optimizer,
+            self.task,
+            epochs,
+            self.stage.training,
+            seed=self.stage.seed,
+            callbacks=callbacks,
+        )
+
+    def _finish(self) -> None:
+        """Evaluate the best epoch on test; a search that found nothing by its deadline takes its best ticket."""
+        if self.detector is not None and self.position.ticket is None:
+            assert self.detector.best is not None
+            self.position.ticket = replace(self.detector.best, on_time=False)
+        final = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self.model.load_state_dict(self.position.best_state)
+        with measure(self.stage.device) as testing:
+            _, accuracy = self.task.evaluate(self.model, "test")
+        self.model.load_state_dict(final)
+        # The test pass stands at the epoch after the last, so that it does not collide with a validation row.
+        self._charge("eval", self.position.next_epoch, self.costs.test, self.task.samples["test"], testing, {"split": "test"})
+        self.position.test_accuracy = accuracy
+        self._save()
+
+    def _charge(
+        self, phase: Any, epoch: int, counts: OpCounts, samples: int, measured: Any, metrics: dict[str, Any]
+    ) -> LedgerRow:
+        key = LedgerKey(run=self.run_name, stage=self.stage.key, phase=phase, epoch=epoch)
+        row = LedgerRow.from_counts(
+            replace(key, attempt=self.ledger.next_attempt(key)),
+            counts,
+            estimate(counts, self.profile),
+            samples=samples,
+            measured_j=None if measured is None else measured.energy_j,
+            duration_s=0.0 if measured is None else measured.duration_s,
+            metrics=metrics,
+        )
+        self.ledger.append(row)
+        return row
+
+    # State ---------------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        tree = {
+            "model": dict(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "detector": None if self.detector is None else self.detector.state_dict(),
+            "position": self.position.to_tree(),
+        }
+        tensors, plain = checkpoints.pack(tree)
+        checkpoints.save(self.state_file, tensors, {"stage": self.stage.key, "tree": plain})
+
+    def _resume(self) -> None:
+        if not self.state_file.exists():
+            return
+        tensors, meta = checkpoints.load(self.state_file, self.stage.device)
+        tree = checkpoints.unpack(tensors, meta["tree"])
+        self.model.load_state_dict(tree["model"])
+        self.optimizer.load_state_dict(tree["optimizer"])
+        if self.detector is not None:
+            self.detector.load_state_dict(tree["detector"])
+        self.position = _Position.from_tree(tree["position"])
+
+    def _result(self) -> StageResult:
+        position = self.position
+        assert position.test_accuracy is not None
+        model = raise_(self.model).cpu()
+        state = Start(f"stage/{self.stage.key}", model, self.optimizer.inner.state_dict(), position.next_epoch)
+        return StageResult(
+            key=self.stage.key,
+            state=state,
+            ticket=position.ticket,
+            best_epoch=position.best_epoch,
+            validation_accuracy=position.best_accuracy,
+            test_accuracy=position.test_accuracy,
+            scores=torch.stack(position.scores),
+            rows=tuple(self.ledger.settled()),
+        )
+
+
+def _detector(settings: TicketSettings | None) -> EarlyBird | None:
+    if settings is None:
+        return None
+    return EarlyBird(settings.ratio, settings.threshold, settings.window, settings.rule)

@@ -1,0 +1,48 @@
+"""Random crops and flips of uint8 image batches, on whichever device holds them.
+
+All images of a batch are moved at once by indexing. The random numbers come from the generator that is passed in,
+on the generator's own device: a CPU generator gives the same augmentation on every accelerator.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def crop(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
+    """Cut an H x W window out of each image after padding all four sides with `padding` zeros (black).
+
+    images: (N, C, H, W); top, left: (N,) int64, the window's corner in the padded image, each in 0 .. 2 * padding.
+    Returns (N, C, H, W) of the same dtype.
+    """
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (padding, padding, padding, padding))
+    rows = top[:, None] + torch.arange(height, device=images.device)  # (N, H)
+    columns = left[:, None] + torch.arange(width, device=images.device)  # (N, W)
+    return _gather(padded, rows, columns)
+
+
+def flip(images: Tensor, flipped: Tensor) -> Tensor:
+    """Mirror left-right the images (N, C, H, W) whose entry in `flipped` (N,) bool is true; same shape and dtype."""
+    return torch.where(flipped[:, None, None, None], images.flip(-1), images)
+
+
+def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+    """`crop` at corners drawn uniformly: each image moves by -padding .. +padding pixels each way."""
+    corners = torch.randint(0, 2 * padding + 1, (2, images.shape[0]), generator=generator, device=generator.device)
+    top, left = corners.to(images.device)
+    return crop(images, padding, top, left)
+
+
+def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """`flip` of each image with probability 1/2."""
+    coins = torch.randint(0, 2, (images.shape[0],), generator=generator, device=generator.device)
+    return flip(images, coins.to(images.device).bool())
+
+
+def _gather(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """out[n, c, i, j] = images[n, c, rows[n, i], columns[n, j]]."""
+    samples, channels = images.shape[:2]
+    n = torch.arange(samples, device=images.device)[:, None, None, None]
+    c = torch.arange(channels, device=images.device)[None, :, None, None]
+    return images[n, c, rows[:, None, :, None], columns[:, None, None, :]]

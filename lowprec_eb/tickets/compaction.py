@@ -1,0 +1,104 @@
+"""Compaction: the smaller plain model that equals the masked one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowprec_eb.lowering import raise_
+from lowprec_eb.tickets.groups import channel_groups
+from lowprec_eb.tickets.ticket import Ticket
+
+_OUT_TENSORS = ("weight", "bias", "running_mean", "running_var")
+
+
+@dataclass(frozen=True, eq=False)
+class Compaction:
+    """Which indices of which tensor stay: by tensor name, by dimension, sorted positions (kept,)."""
+
+    kept: Mapping[str, Mapping[int, Tensor]]
+
+    def select(self, name: str, tensor: Tensor) -> Tensor:
+        """The surviving part of ``tensor``, which belongs to the parameter or buffer ``name``."""
+        for dim, positions in self.kept.get(name, {}).items():
+            tensor = tensor.index_select(dim, positions.to(tensor.device))
+        return tensor
+
+    @torch.no_grad()
+    def apply(self, model: nn.Module) -> nn.Module:
+        """A smaller copy of ``model``: plain modules, no masks, no lowering. ``model`` is not changed."""
+        small = raise_(copy.deepcopy(model))
+        for module_name, module in small.named_modules():
+            prefix = f"{module_name}." if module_name else ""
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                part = self.select(prefix + name, parameter.detach()).clone()
+                setattr(module, name, nn.Parameter(part, requires_grad=parameter.requires_grad))
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                setattr(module, name, self.select(prefix + name, buffer).clone())
+            _refresh_sizes(module)
+        return small
+
+    def optimizer_state(self, model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """An optimizer's state_dict for the smaller model: state shaped like its parameter is cut like it.
+
+        The optimizer must have been built over ``model.parameters()`` in that order, in one parameter group.
+        """
+        parameters = list(model.named_parameters())
+        state = {
+            index: {key: self._cut_state(value, *parameters[index]) for key, value in entries.items()}
+            for index, entries in state_dict["state"].items()
+        }
+        return {**state_dict, "state": state}
+
+    def _cut_state(self, value: Any, name: str, parameter: Tensor) -> Any:
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            return self.select(name, value)
+        return value
+
+
+def plan_compaction(model: nn.Module, ticket: Ticket, example_inputs: Tensor) -> Compaction:
+    """Find out which part of every tensor survives under ``ticket``.
+
+    Raises:
+        ValueError: the ticket is of another model, or its channels pass through a module that cannot be cut.
+    """
+    kept: dict[str, dict[int, Tensor]] = {}
+    groups = {group.name: group for group in channel_groups(model, example_inputs)}
+    if set(groups) != set(ticket.masks):
+        raise ValueError(f"the ticket's layers {sorted(ticket.masks)} are not this model's {sorted(groups)}")
+    for name, group in groups.items():
+        if ticket.masks[name].numel() != group.channels:
+            raise ValueError(
+                f"{name}: the ticket has {ticket.masks[name].numel()} channels, the model {group.channels}"
+            )
+        for member in group.members:
+            positions = member.kept(ticket.masks[name])
+            tensors, dim = (_OUT_TENSORS, 0) if member.side == "out" else (("weight",), 1)
+            for tensor in tensors:
+                kept.setdefault(f"{member.module}.{tensor}", {})[dim] = positions
+    return Compaction(kept)
+
+
+def compact(model: nn.Module, ticket: Ticket, example_inputs: Tensor) -> nn.Module:
+    """A smaller plain model whose outputs equal those of ``model`` after ``ticket.apply(model)``.
+
+    Weights, biases and BatchNorm statistics of the surviving channels move along; a lowered model comes back plain.
+    ``example_inputs`` has the shape of one batch.
+    """
+    return plan_compaction(model, ticket, example_inputs).apply(model)
+
+
+def _refresh_sizes(module: nn.Module) -> None:
+    """Make the size attributes of a cut module say what its tensors say."""
+    match module:
+        case nn.Conv2d():
+            module.out_channels, module.in_channels = module.weight.shape[:2]
+        case nn.Linear():
+            module.out_features, module.in_features = module.weight.shape
+        case nn.BatchNorm2d():
+            module.num_features = module.weight.numel()

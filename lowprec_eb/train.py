@@ -1,0 +1,143 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from energy_models import MeasuredEnergy, measure
+from lowprec_eb.quantize.random_bits import derive_seed
+from lowprec_eb.tasks import Task
+from lowprec_eb.tickets import batch_norms
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """SGD with momentum and a step schedule.
+
+    milestones: shares of ``epochs`` at which the learning rate is multiplied by ``decay`` (0.5 and 0.75 are the paper's
+    epochs 80 and 120 of 160).
+    """
+
+    epochs: int = 20
+    learning_rate: float = 0.1
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    decay: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be above 0 and finite, got {self.learning_rate}")
+        if any(not 0 < m < 1 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
+            raise ValueError(f"milestones must be rising shares of the epochs between 0 and 1, got {self.milestones}")
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"decay must be in (0, 1], got {self.decay}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+
+    def learning_rate_at(self, epoch: int) -> float:
+        """A function of the epoch alone: a run that starts or resumes at any epoch misses no drop."""
+        passed = sum(epoch >= round(milestone * self.epochs) for milestone in self.milestones)
+        return self.learning_rate * self.decay**passed
+
+    def optimizer(self, model: nn.Module) -> torch.optim.SGD:
+        return torch.optim.SGD(
+            model.parameters(), self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch of training gave: mean loss per example, and what it took."""
+
+    epoch: int
+    loss: float
+    measured: MeasuredEnergy
+
+
+class Callback:
+    """What may be hung into the loop."""
+
+    def before_step(self) -> None:
+        """After the backward pass and before the optimizer's step."""
+
+    def after_epoch(self, report: EpochReport) -> bool:
+        """After the last step of an epoch; True stops the training."""
+        return False
+
+
+class SparsityPenalty(Callback):
+    """Adds ``strength * sign(gamma)`` to the gradient of every BatchNorm scale: the L1 penalty of network slimming.
+
+    Source: Liu et al. 2017, section 3; You et al. 2020, section 4.
+    """
+
+    def __init__(self, model: nn.Module, strength: float) -> None:
+        self.gammas = [norm.weight for norm in batch_norms(model).values()]
+        self.strength = strength
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        for gamma in self.gammas:
+            assert gamma.grad is not None
+            gamma.grad.add_(gamma.sign(), alpha=self.strength)
+
+
+def train(
+    model: nn.Module,
+    optimizer: Optimizer,
+    task: Task,
+    epochs: range,
+    settings: TrainSettings,
+    *,
+    seed: int,
+    callbacks: Sequence[Callback] = (),
+) -> None:
+    """Train ``model`` in place over ``epochs`` of the schedule.
+
+    Each epoch starts torch's default generator from (seed, epoch), so an epoch's random numbers do not depend on where
+    the training was started or resumed.
+
+    Raises:
+        FloatingPointError: the loss of an epoch is not finite.
+    """
+    for epoch in epochs:
+        torch.manual_seed(derive_seed(seed, epoch))
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate_at(epoch)
+        with measure(str(next(model.parameters()).device)) as measured:
+            loss = _train_epoch(model, optimizer, task, epoch, callbacks)
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"training diverged: the mean loss of epoch {epoch} is {loss}; lower training.learning_rate "
+                f"(now {settings.learning_rate_at(epoch):g}) or raise the precision"
+            )
+        report = EpochReport(epoch, loss, measured)
+        if any([callback.after_epoch(report) for callback in callbacks]):
+            return
+
+
+def _train_epoch(
+    model: nn.Module, optimizer: Optimizer, task: Task, epoch: int, callbacks: Sequence[Callback]
+) -> float:
+    model.train()
+    loss_sum = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
+    for batch in task.batches(epoch):
+        optimizer.zero_grad()
+        loss = task.loss(model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for callback in callbacks:
+            callback.before_step()
+        optimizer.step()
+        loss_sum += loss.detach() * batch.samples
+    return loss_sum.item() / task.samples["train"]

@@ -1,0 +1,216 @@
+"""Modelled energy against arithmetic done by hand, and its laws."""
+
+import math
+import time
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from energy_models.counts import FP32, ElementOps, FormatSpec, Gemm, NumberFormat, OpCounts, Operand, element_ops
+from energy_models.estimate import ModelledEnergy, Range, estimate
+from energy_models.profiles import load_profile
+
+PROFILE = load_profile("45nm")
+BFP8 = FormatSpec("block_float", bits=8, exponent_bits=0, mantissa_bits=7, scale_bits=8, block_dim=0)
+FIXED8 = FormatSpec("fixed_point", bits=8, exponent_bits=0, mantissa_bits=7)
+BF16 = FormatSpec("float", bits=16, exponent_bits=8, mantissa_bits=7)
+
+MACS = 16 * 16 * 9 * 32 * 32
+ELEMENTS, WEIGHTS = 16 * 32 * 32, 16 * 16 * 9
+
+
+def conv(activation: NumberFormat, weight: NumberFormat, times: int = 1) -> OpCounts:
+    """16 -> 16 channels, 3x3, 32x32, one image: 2,359,296 MACs."""
+    a = Operand("activation", ELEMENTS, 1, 144, activation)
+    b = Operand("weight", WEIGHTS, 16, 144, weight)
+    return OpCounts((Gemm("conv", "output", 1, 1024, 16, 144, a, b, ELEMENTS, times),))
+
+
+# pJ per MAC, worked out from the published points: an exponent is log(y2 / y1) / log(x2 / x1).
+INT_EXPONENT = math.log(3.1 / 0.2) / math.log(4)
+FLOAT_EXPONENT = math.log(3.7 / 1.1) / math.log(24 * 24 / 121)
+ALIGNMENTS_PJ = ELEMENTS * (0.1 + 0.9)  # one run of 144 products per result
+
+
+@pytest.mark.parametrize(
+    ("activation", "weight", "compute_pj"),
+    [
+        (FP32, FP32, MACS * (3.7 + 0.9)),
+        (BF16, BF16, MACS * (1.1 + 0.9)),  # 8 x 8 significand bits: not below the published 16-bit multiplier
+        (BFP8, BFP8, MACS * (0.2 + 0.1) + ALIGNMENTS_PJ),
+        (FIXED8, FIXED8, MACS * (0.2 + 0.1)),
+        (FP32, BFP8, MACS * (1.1 * (24 * 8 / 121) ** FLOAT_EXPONENT + 0.9)),  # no alignments: a float product
+    ],
+)
+def test_compute_of_one_conv(activation: NumberFormat, weight: NumberFormat, compute_pj: float) -> None:
+    energy = estimate(conv(activation, weight), PROFILE)
+    assert energy.compute_j.nominal == pytest.approx(compute_pj * 1e-12)
+    assert energy.compute_j.low == energy.compute_j.nominal == energy.compute_j.high
+    assert energy.other_j == Range(0, 0, 0)
+
+
+def test_an_8_bit_by_fp32_product_is_a_float_product() -> None:
+    # 1.1 * 1.587 ** 0.777 + 0.9, in pJ
+    assert estimate(conv(FP32, BFP8), PROFILE).compute_j.nominal / MACS == pytest.approx(2.475e-12, rel=1e-3)
+
+
+# Two independent sources for an 8-bit MAC at 45 nm: the formula of QTools and the synthesis behind BitFusion.
+@pytest.mark.parametrize("published_pj", [0.275, 0.2977])
+def test_an_8_bit_mac_is_near_other_models(published_pj: float) -> None:
+    mac_pj = estimate(conv(FIXED8, FIXED8), PROFILE).compute_j.nominal / MACS * 1e12
+    assert mac_pj == pytest.approx(published_pj, rel=0.1)
+
+
+def test_four_bits_are_extrapolated() -> None:
+    fmt = replace(FIXED8, bits=4)
+    mac_pj = estimate(conv(fmt, fmt), PROFILE).compute_j.nominal / MACS * 1e12
+    assert mac_pj == pytest.approx(0.2 * 0.5**INT_EXPONENT + 0.1)
+
+
+def test_integer_operands_of_two_widths_meet_at_the_geometric_mean() -> None:
+    energy = estimate(conv(replace(FIXED8, bits=4), replace(FIXED8, bits=16)), PROFILE)
+    assert energy.compute_j.nominal == estimate(conv(FIXED8, FIXED8), PROFILE).compute_j.nominal
+
+
+@pytest.mark.parametrize(
+    ("fmt", "bits", "scales_bits"), [(FP32, 32, 0), (BFP8, 8, (1 + 16) * 8), (BF16, 16, 0), (FIXED8, 8, 0)]
+)
+def test_memory_of_one_conv(fmt: NumberFormat, bits: int, scales_bits: int) -> None:
+    energy = estimate(conv(fmt, fmt), PROFILE)
+    compulsory = (ELEMENTS + WEIGHTS) * bits + scales_bits + ELEMENTS * 32
+    on_chip = 1024 * 1024 * 8 / bits
+    dram_bits = max(compulsory, 2 * MACS / math.sqrt(on_chip) * bits + ELEMENTS * 32)
+    fetched = MACS * 2 * bits
+    assert energy.traffic_bytes.low == compulsory / 8
+    assert energy.traffic_bytes.nominal == energy.traffic_bytes.high == pytest.approx(dram_bits / 8)
+    pj = (
+        compulsory * 1300 / 64 + fetched / 128 * 100 / 64,
+        dram_bits * 1950 / 64 + fetched / 16 * 100 / 64,
+        dram_bits * 2600 / 64 + fetched * 100 / 64,
+    )
+    memory = energy.memory_j
+    assert (memory.low, memory.nominal, memory.high) == pytest.approx(tuple(value * 1e-12 for value in pj))
+
+
+def test_a_large_product_is_bound_by_the_buffer() -> None:
+    size = 4096
+    a, b = Operand("activation", size**2, size, size), Operand("weight", size**2, size, size)
+    energy = estimate(OpCounts((Gemm("fc", "output", 1, size, size, size, a, b, size**2),)), PROFILE)
+    assert energy.traffic_bytes.low == 3 * size**2 * 4
+    assert energy.traffic_bytes.nominal == pytest.approx((2 * size**3 / 512 + size**2) * 4)  # sqrt(2**18 operands)
+
+
+def test_element_ops_reach_dram_when_they_do_not_fit() -> None:
+    small = estimate(element_ops("relu", 1000, read_bits=32, write_bits=32), PROFILE)
+    assert (small.traffic_bytes.low, small.traffic_bytes.nominal, small.traffic_bytes.high) == (0, 0, 8000)
+    large = estimate(element_ops("relu", 1000_000, read_bits=32, write_bits=32), PROFILE)
+    assert (large.traffic_bytes.low, large.traffic_bytes.nominal) == (0, 8_000_000)
+    assert large.memory_j.nominal == pytest.approx(64e6 * (1950 + 100) / 64 * 1e-12)
+    # Many small ones still fit, one after the other.
+    assert estimate(element_ops("relu", 1000, read_bits=32, write_bits=32) * 1000, PROFILE).traffic_bytes.nominal == 0
+
+
+def test_arithmetic_of_element_ops() -> None:
+    energy = estimate(element_ops("batch_norm", 10, fp_add=5, fp_mul=3, int_add=2), PROFILE)
+    expected = 10 * (5 * 0.9 + 3 * 3.7 + 2 * 0.1) * 1e-12
+    assert energy.other_j.nominal == pytest.approx(expected)
+    assert energy.total_j.nominal == pytest.approx(expected)
+
+
+def test_grad_input_of_a_linear_layer_pays_an_alignment_per_product() -> None:
+    def grad_input(fmt: NumberFormat) -> OpCounts:
+        a, b = Operand("error", 640, 64, 10, fmt), Operand("weight", 1280, 10, 1, fmt)
+        return OpCounts((Gemm("fc", "grad_input", 1, 64, 128, 10, a, b, 8192),))
+
+    macs = 64 * 128 * 10
+    per_slice = estimate(grad_input(BFP8), PROFILE).compute_j.nominal
+    whole = estimate(grad_input(replace(BFP8, block_dim=None)), PROFILE).compute_j.nominal
+    assert per_slice == pytest.approx(macs * (0.3 + 1.0) * 1e-12)
+    assert whole == pytest.approx(macs * (0.3 + 0.1) * 1e-12)  # k = 10 products share one
+
+
+FORMATS = st.one_of(
+    st.builds(lambda bits: replace(BFP8, bits=bits, mantissa_bits=bits - 1), st.integers(2, 32)),
+    st.builds(lambda bits: replace(FIXED8, bits=bits, mantissa_bits=bits - 1), st.integers(2, 32)),
+    st.sampled_from([FP32, BF16]),
+)
+
+
+@st.composite
+def counts_of_a_step(draw: st.DrawFn) -> OpCounts:
+    m, n, k = (draw(st.integers(1, 5000)) for _ in range(3))
+    a = Operand("error", m * k, m, draw(st.integers(1, k)), draw(FORMATS))
+    b = Operand("activation", k * n, n, draw(st.integers(1, k)), draw(FORMATS))
+    numbers = [draw(st.integers(0, 10**9)) for _ in range(5)]
+    return OpCounts((Gemm("l", "grad_weight", 1, m, n, k, a, b, m * n),), (ElementOps("relu", "l", 1, *numbers),))
+
+
+@given(counts_of_a_step())
+def test_low_nominal_high_are_in_order(counts: OpCounts) -> None:
+    energy = estimate(counts, PROFILE)
+    parts = (energy.compute_j, energy.memory_j, energy.other_j, energy.traffic_bytes, energy.total_j)
+    assert all(0 <= part.low <= part.nominal <= part.high for part in parts)
+    assert (energy.low_j, energy.nominal_j, energy.high_j) == (
+        energy.total_j.low,
+        energy.total_j.nominal,
+        energy.total_j.high,
+    )
+
+
+@given(counts_of_a_step(), st.integers(0, 100))
+def test_linear_in_times(counts: OpCounts, steps: int) -> None:
+    one, many = estimate(counts, PROFILE), estimate(counts * steps, PROFILE)
+    assert many.total_j.nominal == pytest.approx(one.total_j.nominal * steps)
+    assert many.total_j.high == pytest.approx(one.total_j.high * steps)
+    assert many.traffic_bytes.low == pytest.approx(one.traffic_bytes.low * steps)
+
+
+@given(counts_of_a_step(), counts_of_a_step())
+def test_energies_add_as_counts_do(first: OpCounts, second: OpCounts) -> None:
+    together = estimate(first + second, PROFILE)
+    apart = estimate(first, PROFILE) + estimate(second, PROFILE) + ModelledEnergy.zero()
+    assert together.low_j == pytest.approx(apart.low_j)
+    assert together.nominal_j == pytest.approx(apart.nominal_j)
+    assert together.high_j == pytest.approx(apart.high_j)
+
+
+@given(st.integers(2, 31), st.sampled_from([BFP8, FIXED8]), st.booleans())
+def test_more_bits_never_cost_less(bits: int, family: FormatSpec, against_fp32: bool) -> None:
+    def energy(width: int) -> ModelledEnergy:
+        fmt = replace(family, bits=width, mantissa_bits=width - 1)
+        return estimate(conv(FP32 if against_fp32 else fmt, fmt), PROFILE)
+
+    fewer, more = energy(bits), energy(bits + 1)
+    assert fewer.compute_j.nominal <= more.compute_j.nominal
+    assert (fewer.low_j, fewer.nominal_j, fewer.high_j) < (more.low_j, more.nominal_j, more.high_j)
+    assert fewer.nominal_j < more.nominal_j and fewer.high_j < more.high_j
+
+
+def test_a_profile_in_pj_per_bit_is_the_same_chip() -> None:
+    per_bit = replace(PROFILE, sram=PROFILE.sram.per_bit(), dram=PROFILE.dram.per_bit())
+    assert estimate(conv(FP32, FP32), per_bit) == estimate(conv(FP32, FP32), PROFILE)
+
+
+def test_ranges_of_arithmetic_constants_reach_the_estimate() -> None:
+    profile = replace(PROFILE, int_mult_8=replace(PROFILE.int_mult_8, low=0.1, high=0.4))
+    compute = estimate(conv(FIXED8, FIXED8), profile).compute_j
+    assert (compute.low, compute.nominal, compute.high) == pytest.approx(
+        (MACS * 0.2e-12, MACS * 0.3e-12, MACS * 0.5e-12)
+    )
+
+
+def test_range_arithmetic() -> None:
+    assert Range(1, 2, 3) + Range(10, 20, 30) == Range(11, 22, 33)
+    assert Range(1, 2, 3) * 2 == 2 * Range(1, 2, 3) == Range(2, 4, 6)
+
+
+def test_hundreds_of_records_are_priced_in_milliseconds() -> None:
+    counts = OpCounts(conv(BFP8, BFP8).gemms * 200, (ElementOps("relu", "l", 1, 1, 1, 1, 1, 1),) * 200)
+    durations = []
+    for _ in range(5):
+        started = time.perf_counter()
+        estimate(counts, PROFILE)
+        durations.append(time.perf_counter() - started)
+    assert min(durations) < 0.02  # about 3 ms on an idle core

@@ -1,0 +1,183 @@
+"""lower() and raise_(): what changes in a model, and what does not."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import lowprec_eb as lp
+from lowprec_eb.precision import RECIPES, Precision
+
+
+def small_net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2, groups=2, bias=False),
+        nn.ReLU(), nn.Flatten(), nn.Linear(8 * 9, 5),
+    )  # fmt: skip
+
+
+def gradients(model, x, y):
+    model.zero_grad()
+    x = x.clone().requires_grad_()
+    loss = F.cross_entropy(model(x), y)
+    loss.backward()
+    return [loss.detach(), x.grad, *(p.grad.clone() for p in model.parameters())]
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(4, 3, 8, 8, generator=generator), torch.tensor([0, 1, 2, 3])
+
+
+def test_fp32_is_the_plain_model_bit_for_bit(batch):
+    plain, lowered = small_net(), small_net()
+    lp.lower(lowered, "fp32")
+    for a, b in zip(gradients(plain, *batch), gradients(lowered, *batch), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_each_gemm_reads_rounded_operands():
+    """Against float64 products of the operands rounded by hand."""
+    fmt = lp.BlockFloat(8, 0)
+    layer = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, stride=2))
+    lp.lower(layer, Precision(weight=fmt, activation=fmt, error=fmt))
+    x, error = torch.randn(2, 3, 6, 6, requires_grad=True), torch.randn(2, 4, 3, 3)
+    layer(x).backward(error)
+    weight, bias = layer[0].weight.detach(), layer[0].bias.detach()
+    qx, qw, qe = (lp.quantize(t.detach(), fmt).double() for t in (x, weight, error))
+    qx.requires_grad_(), qw.requires_grad_()
+    exact = F.conv2d(qx, qw, bias.double(), stride=2, padding=1)
+    exact.backward(qe)
+    assert torch.allclose(layer(x).double(), exact, atol=1e-6)
+    assert torch.allclose(x.grad.double(), qx.grad, atol=1e-6)
+    assert torch.allclose(layer[0].weight.grad.double(), qw.grad, atol=1e-6)
+    assert torch.allclose(layer[0].bias.grad.double(), qe.sum((0, 2, 3)), atol=1e-6)
+
+
+def test_linear_on_any_rank_and_output_format():
+    fmt = lp.FixedPoint(8, 4)
+    layer = nn.Sequential(nn.Linear(6, 3))
+    lp.lower(layer, Precision(weight=fmt, activation=fmt, output=fmt, error=fmt))
+    x = torch.randn(2, 5, 6, requires_grad=True)
+    y = layer(x)
+    assert y.shape == (2, 5, 3) and torch.equal(lp.quantize(y, fmt), y)
+    y.sum().backward()
+    qx = lp.quantize(x.detach(), fmt)
+    assert torch.allclose(layer[0].weight.grad, torch.ones(3, 10) @ qx.flatten(0, 1), atol=1e-5)
+    assert torch.allclose(x.grad, torch.ones(2, 5, 3) @ lp.quantize(layer[0].weight.detach(), fmt), atol=1e-5)
+
+
+def test_error_is_rounded_with_its_own_seed_and_evaluation_rounds_to_nearest(batch):
+    model = small_net()
+    lp.lower(model, "bfp8")
+    torch.manual_seed(0)
+    first = gradients(model, *batch)
+    again = gradients(model, *batch)
+    torch.manual_seed(0)
+    repeated = gradients(model, *batch)
+    assert not torch.equal(first[2], again[2])
+    assert all(torch.equal(a, b) for a, b in zip(first, repeated, strict=True))
+    model.eval()
+    assert torch.equal(model(batch[0]), model(batch[0]))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_lowered_model_is_still_that_model(recipe, batch):
+    model = small_net()
+    keys, names = list(model.state_dict()), [name for name, _ in model.named_modules()]
+    parameters = [id(p) for p in model.parameters()]
+    lp.lower(model, recipe)
+    assert list(model.state_dict()) == keys and [name for name, _ in model.named_modules()] == names
+    assert [id(p) for p in model.parameters()] == parameters
+    assert isinstance(model[0], nn.Conv2d) and isinstance(model[6], nn.Linear)
+    model.load_state_dict(small_net().state_dict())
+    model.eval()
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(batch[0]), model(batch[0]))
+        with torch.no_grad():
+            other[0].weight.zero_()
+        assert not torch.equal(other(batch[0]), model(batch[0]))
+
+
+def test_raise_undoes_structure_and_keeps_values(batch):
+    model, plain = small_net(), small_net()
+    lp.lower(model, "bfp8")
+    with torch.no_grad():
+        model[0].weight += 1
+        plain[0].weight += 1
+    assert lp.raise_(model) is model
+    assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+    assert all(vars(a).keys() == vars(b).keys() for a, b in zip(model.modules(), plain.modules(), strict=True))
+    assert torch.equal(model(batch[0]), plain(batch[0]))
+
+
+def test_lowering_twice_replaces():
+    model = small_net()
+    lp.lower(model, "swalp8")
+    report = lp.lower(model, "bfp8")
+    assert {item.precision.name for item in report.lowered} == {"bfp8"}
+    assert model[0].lowering.output is None
+
+
+def test_every_module_with_parameters_is_reported_once():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding="same"), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LSTM(4, 4), nn.Linear(4, 2)
+    )  # fmt: skip
+    report = lp.lower(model, "bfp8")
+    assert [item.name for item in report.lowered] == ["1", "5"]
+    reasons = {item.name: item.reason for item in report.skipped}
+    assert "padding 'same'" in reasons["0"]
+    assert "has no GEMM" in reasons["2"]
+    assert "no low-precision version of LSTM" in reasons["4"]
+    assert "4: skipped, no low-precision version of LSTM" in str(report)
+
+
+def test_swalp8_leaves_the_last_layers_activations_and_errors_alone():
+    model = small_net()
+    lp.lower(model, "swalp8")
+    assert model[0].lowering.output == model[3].lowering.error == lp.BlockFloat(8, 0)
+    assert model[0].operand_format("output", "activation") is None
+    assert model[6].lowering.output is None and model[6].lowering.error is None
+    assert model[6].operand_format("output", "weight") == lp.BlockFloat(8, 0)
+
+
+def test_overrides_by_name():
+    model = small_net()
+    lp.lower(model, Precision(weight=lp.BF16, overrides=(("0", Precision()), ("[36]", Precision(weight=lp.FP16)))))
+    assert [model[i].lowering.weight for i in (0, 3, 6)] == [None, lp.FP16, lp.FP16]
+
+
+def test_qtorch_numbers_in_a_precision():
+    import qtorch
+
+    number = qtorch.BlockFloatingPoint(wl=8, dim=0)
+    assert Precision(weight=number).weight == lp.BlockFloat(8, 0)
+
+
+def test_repr_is_the_precision():
+    from lowprec_eb.formats import BlockFloat  # noqa: F401
+
+    for recipe in RECIPES.values():
+        namespace = {"Precision": Precision, "BlockFloat": lp.BlockFloat, "Float": lp.Float}
+        assert eval(repr(recipe), namespace) == recipe
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: lp.lower(small_net(), "bpf8"), "unknown precision 'bpf8'; did you mean 'bfp8'"),
+        (lambda: lp.lower(nn.Sequential(nn.ReLU()), "bfp8"), "nothing to lower in Sequential"),
+        (lambda: Precision(rounding="up"), "rounding must be one of"),
+        (lambda: Precision(backend="gpu"), "backend must be one of"),
+        (lambda: Precision(weight=8), "not a number format: 8"),
+        (lambda: Precision().gemm_operand("momentum"), "a GEMM reads weight, activation or error"),
+    ],
+)
+def test_errors_say_what_to_do(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
