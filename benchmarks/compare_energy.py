@@ -1,4 +1,5 @@
-"""The main job: `python benchmarks/compare_energy.py --config configs/digits.yaml`; the same as `lowprec-eb compare`."""
+"""The main job: `python benchmarks/compare_energy.py --config configs/digits.yaml`; the same as `lowprec-eb
+compare`."""
 
 import typer
 

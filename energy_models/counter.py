@@ -88,7 +88,7 @@ def count(
         if training:
             total = _scalar(tracer, output, loss)
             with tracer:
-                total.backward()  # type: ignore[no-untyped-call]
+                total.backward()
     counts = tracer.counts()
     return counts if precision is None else counts.at(precision)
 

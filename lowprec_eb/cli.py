@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lowprec_eb.compare import compare as run_comparison
 from lowprec_eb.compare import plan, run_folder
 from lowprec_eb.config import Config, load_config
 from lowprec_eb.progress import CompareProgress
 from lowprec_eb.report import print_plan, print_report, write_report
+from lowprec_eb.workers import compare as run_comparison
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 _WIDTH = 150  # of a table in a file or a pipe
@@ -38,7 +38,9 @@ def compare(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; dots for nesting.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Predict MACs and modelled energy; train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Predict MACs and modelled energy; train nothing.")
+    ] = False,
 ) -> None:
     """Compare full training, pruning and early-bird tickets on energy.
 

@@ -19,8 +19,9 @@ from lowprec_eb.train import TrainSettings
 class Config:
     """One comparison: the arms, and everything that they share.
 
-    profile: name of a hardware profile, or the path of a YAML file. margin: loss of accuracy (a fraction) that counts as
-    equally accurate. threads: of torch on the CPU; part of the run's name, since it may change the last bit of a sum.
+    profile: name of a hardware profile, or the path of a YAML file. margin: loss of accuracy (a fraction) that counts
+    as equally accurate. threads: of torch on the CPU; part of the run's name, since it may change the last bit of a
+    sum. workers: seeds that run side by side, each in a process of its own; it changes no result.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Config:
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1
     backend: Literal["auto", "reference", "qtorch"] = "auto"
+    workers: int = field(default=1, compare=False)
 
     def __post_init__(self) -> None:
         if not self.name.strip() or "/" in self.name:
@@ -53,8 +55,9 @@ class Config:
             )
         if not 0 <= self.margin < 1:
             raise ValueError(f"margin must be in [0, 1): a fraction of the images, got {self.margin}")
-        if self.threads < 1:
-            raise ValueError(f"threads must be at least 1, got {self.threads}")
+        for name in ("threads", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
     def run_name(self) -> str:

@@ -1,8 +1,8 @@
 """The lab: what a pipeline works with.
 
 Pipelines are written against :class:`Lab` and read like their papers' algorithm boxes. :class:`TrainingLab` trains and
-keeps finished stages, so pipelines that share one reuse it; :class:`PlanningLab` walks the same pipelines without training
-and predicts what they would cost.
+keeps finished stages, so pipelines that share one reuse it; :class:`PlanningLab` walks the same pipelines without
+training and predicts what they would cost.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class ArmSettings:
     """One row of the comparison: a pipeline and its precisions.
 
     precision: of training, or of retraining where there is a search. search_precision: of the search; the same as
-    ``precision`` where it is left out. weights: what a ticket is retrained from, ``"inherit"`` (the weights it was drawn
-    with, the schedule goes on) or ``"reinit"`` (new random weights, the whole schedule).
+    ``precision`` where it is left out. weights: what a ticket is retrained from, ``"inherit"`` (the weights it was
+    drawn with, the schedule goes on) or ``"reinit"`` (new random weights, the whole schedule).
     """
 
     name: str
@@ -59,7 +59,9 @@ class ArmSettings:
             raise ValueError("name must not be empty: it labels the arm in tables and pictures")
         searches = self.pipeline in ("early_bird", "random_ticket")
         if not searches and (self.search_precision is not None or self.weights != "inherit"):
-            raise ValueError(f"search_precision and weights are for early_bird and random_ticket, not {self.pipeline!r}")
+            raise ValueError(
+                f"search_precision and weights are for early_bird and random_ticket, not {self.pipeline!r}"
+            )
         for name in (self.precision, self.search_precision):
             if name is not None and name not in RECIPES:
                 raise ValueError(f"unknown precision {name!r}; one of {', '.join(RECIPES)}")
@@ -128,7 +130,7 @@ class Lab(ABC):
         return replace(ticket, masks=keep_random(ticket.masks, generator))
 
     def prune(self, start: Start, ticket: Ticket) -> Start:
-        """The smaller model, with the momentum of the surviving channels; its cost goes to the stage that begins with it."""
+        """The smaller model with the momentum of the surviving channels; its cost goes to the stage that begins so."""
         with measure(self.settings.device) as measured:
             compaction = plan_compaction(start.model, ticket, self.example)
             small = compaction.apply(start.model)

@@ -53,7 +53,7 @@ class _LowPrecisionProduct(torch.autograd.Function):
         return rounder(result, formats.output)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         activation, weight = ctx.saved_tensors
         error = ctx.rounder(grad_output, ctx.rounder.precision.error)
@@ -94,7 +94,7 @@ class LoweredLinear(LoweredLayer, nn.Linear):  # type: ignore[misc]
         return self._product(input, LinearProducts())
 
 
-class LoweredConv2d(LoweredLayer, nn.Conv2d):  # type: ignore[misc]
+class LoweredConv2d(LoweredLayer, nn.Conv2d):
     """``nn.Conv2d`` on rounded operands. x (n, in, h, w) -> (n, out, oh, ow)."""
 
     def forward(self, input: Tensor) -> Tensor:

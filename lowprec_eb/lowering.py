@@ -72,8 +72,9 @@ def raise_(model: nn.Module) -> nn.Module:
     """Undo :func:`lower`, in place: the plain layers again, with the trained values. Returns ``model``."""
     for module in model.modules():
         if isinstance(module, LoweredLayer):
+            plain = _ORIGINAL[type(module)]
             del module.lowering
-            module.__class__ = _ORIGINAL[type(module)]
+            setattr(module, "__class__", plain)  # noqa: B010 - mypy reads the plain assignment as a narrowing
     return model
 
 

@@ -23,9 +23,9 @@ class LowPrecisionOptimizer(Optimizer):
     """Around ``optimizer``: round the gradients, step, round the weights and the momentum.
 
     The order is that of SWALP (Yang et al. 2019, algorithm 1) without its average. Weights are put on the grid at
-    construction, so the first forward pass reads them there. Frozen parameters are left alone. Stochastic rounding takes
-    its seed from (seed, step, parameter, operand); seed and step are part of the state_dict, so a resumed run equals the
-    uninterrupted one.
+    construction, so the first forward pass reads them there. Frozen parameters are left alone. Stochastic rounding
+    takes its seed from (seed, step, parameter, operand); seed and step are part of the state_dict, so a resumed run
+    equals the uninterrupted one.
 
     Args:
         optimizer: the optimizer to wrap; its param_groups are shared, so schedulers work on either.
@@ -72,7 +72,7 @@ class LowPrecisionOptimizer(Optimizer):
         return self.precision.parameter_format(operand, parameter.dim()) if parameter.requires_grad else None
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; ``closure``, if given, recomputes the loss first, and its value is returned."""
         loss = None
         if closure is not None:

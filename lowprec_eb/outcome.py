@@ -9,8 +9,9 @@ from dataclasses import dataclass
 class TicketSummary:
     """How a ticket was drawn.
 
-    ``epoch`` counts the epochs trained before it; ``on_time`` is False when none had appeared by the deadline and the best
-    so far was taken; ``distance`` is the largest mask distance that the detector saw (None: no detector was involved).
+    ``epoch`` counts the epochs trained before it; ``on_time`` is False when none had appeared by the deadline and the
+    best so far was taken; ``distance`` is the largest mask distance that the detector saw (None: no detector was
+    involved).
     """
 
     epoch: int

@@ -18,10 +18,10 @@ LAST = "@last"
 class Precision:
     """A format for each operand, and the rounding. None leaves an operand in float32.
 
-    In the layers: ``activation`` and ``weight`` are rounded when the GEMMs read them, ``error`` (the gradient w.r.t. the
-    layer's output) before ``grad_input`` and ``grad_weight`` read it, ``output`` (the layer's output) as it is written.
-    In the optimizer: ``gradient`` before the step; ``momentum`` and ``master`` (the copy of the weights that training
-    keeps) after it.
+    In the layers: ``activation`` and ``weight`` are rounded when the GEMMs read them, ``error`` (the gradient w.r.t.
+    the layer's output) before ``grad_input`` and ``grad_weight`` read it, ``output`` (the layer's output) as it is
+    written. In the optimizer: ``gradient`` before the step; ``momentum`` and ``master`` (the copy of the weights that
+    training keeps) after it.
 
     Args:
         rounding: of every operand in training. Evaluation always rounds to nearest, as inference hardware would.
@@ -93,7 +93,8 @@ _BFP8 = BlockFloat(wl=8, dim=0)
 
 RECIPES: dict[str, Precision] = {
     "fp32": Precision(name="fp32"),
-    # Mixed precision (Micikevicius et al. 2018; Kalamkar et al. 2019): bf16 into the GEMMs, float32 for all that is kept.
+    # Mixed precision (Micikevicius et al. 2018; Kalamkar et al. 2019): bf16 into the GEMMs, float32 for all that is
+    # kept.
     "bf16": Precision(name="bf16", weight=BF16, activation=BF16, error=BF16),
     # Every operand of every GEMM on the 8-bit grid, the first layer's image and the last layer included; weights,
     # gradients and momentum are kept in 8 bits too. Normalisation parameters and biases stay in float32.
@@ -107,9 +108,9 @@ RECIPES: dict[str, Precision] = {
         master=_BFP8,
         rounding="stochastic",
     ),
-    # The early-bird paper's placement (You et al. 2020, section 4; SWALP, Yang et al. 2019): quantizers behind the outputs
-    # of convolutions and linear layers, forward and backward, but for the last; BN and ReLU follow, so the next GEMM reads
-    # float32 activations. The optimizer rounds every parameter, normalisation included.
+    # The early-bird paper's placement (You et al. 2020, section 4; SWALP, Yang et al. 2019): quantizers behind the
+    # outputs of convolutions and linear layers, forward and backward, but for the last; BN and ReLU follow, so the
+    # next GEMM reads float32 activations. The optimizer rounds every parameter, normalisation included.
     "swalp8": Precision(
         name="swalp8",
         weight=_BFP8,

@@ -1,12 +1,12 @@
-"""Progress of a comparison: a live bar on a terminal, one line per arm elsewhere."""
+"""Progress of a comparison: a live bar a seed on a terminal, one line an arm elsewhere."""
 
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from energy_models import LedgerRow
 from lowprec_eb.lab import ArmSettings
@@ -14,16 +14,24 @@ from lowprec_eb.outcome import Outcome
 from lowprec_eb.stage import Stage
 
 
+class ArmProgress(Protocol):
+    """What a running seed reports."""
+
+    def begin(self, seed: int, arm: ArmSettings) -> None: ...
+
+    def epoch(self, stage: Stage, row: LedgerRow, energy_j: float) -> None: ...
+
+    def end(self, outcome: Outcome) -> None: ...
+
+
 class CompareProgress:
-    """Shows which arm of which seed runs, and its epoch, loss, accuracy, mask distance and energy so far."""
+    """Which arm of which seed runs, with its epoch, loss, accuracy, mask distance and modelled energy so far."""
 
     def __init__(self, console: Console, arms: int) -> None:
-        self.console, self.done = console, 0
-        self.arms = arms
-        self.label = ""
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[now]}"))
+        self.console, self.arms, self.done = console, arms, 0
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), TextColumn("{task.fields[now]}"))
         self.bar = Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
-        self.task = self.bar.add_task("", total=1, now="")
+        self.bars: dict[int, TaskID] = {}
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -35,23 +43,25 @@ class CompareProgress:
         self.bar.stop()
 
     def begin(self, seed: int, arm: ArmSettings) -> None:
-        self.label = f"[{self.done + 1}/{self.arms}] seed {seed}, {arm.name}"
-        self.bar.update(self.task, description=self.label, completed=0, total=1, now="")
+        if seed not in self.bars:
+            self.bars[seed] = self.bar.add_task("", now="")
+        self.bar.update(self.bars[seed], description=f"seed {seed}, {arm.name}", completed=0, total=1, now="")
 
     def epoch(self, stage: Stage, row: LedgerRow, energy_j: float) -> None:
         metrics, epochs = row.metrics, stage.epochs
-        distance = metrics.get("mask_distance")
+        distance = metrics["mask_distance"]
         parts = [
             f"{stage.phase} epoch {row.key.epoch + 1}/{epochs.stop}",
             f"loss {metrics['loss']:.3f}",
             f"validation {100 * float(metrics['validation_accuracy'] or 0):.1f} %",
-            "" if distance is None else f"mask distance {distance:.3f}",
+            *([] if distance is None else [f"mask distance {distance:.3f}"]),
             f"{energy_j:.3g} J modelled",
         ]
-        now = ", ".join(part for part in parts if part)
-        self.bar.update(self.task, completed=row.key.epoch + 1 - epochs.start, total=len(epochs), now=now)
+        completed = row.key.epoch + 1 - epochs.start
+        self.bar.update(self.bars[stage.seed], completed=completed, total=len(epochs), now=", ".join(parts))
 
     def end(self, outcome: Outcome) -> None:
         self.done += 1
         if not self.console.is_terminal:
-            self.console.print(f"{self.label}: test {100 * outcome.test_accuracy:.1f} %", highlight=False)
+            line = f"[{self.done}/{self.arms}] seed {outcome.seed}, {outcome.arm}: test {outcome.test_accuracy:.1%}"
+            self.console.print(line, highlight=False, markup=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from energy_models import (
@@ -31,8 +32,8 @@ from lowprec_eb.precision import Precision
 from lowprec_eb.strict_config import digest, to_plain
 from lowprec_eb.tasks import Task, TaskSettings
 from lowprec_eb.tickets import EarlyBird, Ticket, TicketSettings, gamma_scores
-from lowprec_eb.versions import versions
 from lowprec_eb.train import Callback, EpochReport, SparsityPenalty, TrainSettings, train
+from lowprec_eb.versions import versions
 
 StagePhase = Literal["search", "train", "retrain"]
 
@@ -41,8 +42,8 @@ StagePhase = Literal["search", "train", "retrain"]
 class Stage:
     """Everything that decides what a stage computes and what its ledger says. Its hash is its name.
 
-    ``start`` names the weights it begins with, ``profile`` the hardware profile with its content's hash, ``version`` the
-    version of this package.
+    ``start`` names the weights it begins with, ``profile`` the hardware profile with its content's hash, ``version``
+    the version of this package.
     """
 
     task: TaskSettings
@@ -137,7 +138,8 @@ class _Position:
 class StageRun(Callback):
     """Runs a stage in its own folder: ``state.safetensors`` after every epoch, and ``ledger.jsonl``.
 
-    Killed at any moment, it goes on from the last finished epoch; the epoch that was lost is a new attempt in the ledger.
+    Killed at any moment, it goes on from the last finished epoch; the epoch that was lost is a new attempt in the
+    ledger.
     """
 
     def __init__(
@@ -177,12 +179,13 @@ class StageRun(Callback):
     def complete(self, progress: Progress | None = None) -> StageResult:
         """Train what is left to train; a finished stage is only read."""
         self.progress = progress
-        self._resume()
-        if self.position.test_accuracy is None:
-            self.costs = self._count()
-            self._train()
-            self._finish()
-        return self._result()
+        with FileLock(self.folder / "lock"):  # another process may be at the same stage; freed when it dies
+            self._resume()
+            if self.position.test_accuracy is None:
+                self.costs = self._count()
+                self._train()
+                self._finish()
+            return self._result()
 
     # The loop's callback -------------------------------------------------------------------------------------------
 
@@ -195,12 +198,12 @@ class StageRun(Callback):
         distance = max(self.detector.distances(), default=None) if self.detector else None
         samples = self.task.samples
         metrics = {"loss": report.loss, "validation_accuracy": accuracy, "mask_distance": distance}
-        row = self._charge(
-            self.stage.phase, report.epoch, self.costs.train, samples["train"], report.measured, metrics
-        )
+        row = self._charge(self.stage.phase, report.epoch, self.costs.train, samples["train"], report.measured, metrics)
         if self.detector:
             self._charge("detect", report.epoch, self.costs.detect, 0, detecting, {"mask_distance": distance})
-        self._charge("eval", report.epoch, self.costs.validate, samples["validation"], validating, {"split": "validation"})
+        self._charge(
+            "eval", report.epoch, self.costs.validate, samples["validation"], validating, {"split": "validation"}
+        )
         self._advance(report.epoch, accuracy, ticket)
         if self.progress is not None:
             self.progress.epoch(self.stage, row, sum(r.modelled.nominal_j for r in self.ledger.settled()))
@@ -252,7 +255,9 @@ class StageRun(Callback):
             _, accuracy = self.task.evaluate(self.model, "test")
         self.model.load_state_dict(final)
         # The test pass stands at the epoch after the last, so that it does not collide with a validation row.
-        self._charge("eval", self.position.next_epoch, self.costs.test, self.task.samples["test"], testing, {"split": "test"})
+        self._charge(
+            "eval", self.position.next_epoch, self.costs.test, self.task.samples["test"], testing, {"split": "test"}
+        )
         self.position.test_accuracy = accuracy
         self._save()
 

@@ -135,7 +135,7 @@ def _train_epoch(
     for batch in task.batches(epoch):
         optimizer.zero_grad()
         loss = task.loss(model, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         for callback in callbacks:
             callback.before_step()
         optimizer.step()

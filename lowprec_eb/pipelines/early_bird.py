@@ -1,8 +1,8 @@
 """Early-bird training (You et al., "Drawing Early-Bird Tickets", ICLR 2020, algorithm 1).
 
 Search: train with an L1 penalty on the BatchNorm scales; after each epoch draw the channel mask of the largest scales;
-stop when it has settled. Then prune, and train only the ticket. With the search in 8 bits and the rest in full precision
-this is the paper's LF, with both in 8 bits its LL, with none its FF.
+stop when it has settled. Then prune, and train only the ticket. With the search in 8 bits and the rest in full
+precision this is the paper's LF, with both in 8 bits its LL, with none its FF.
 """
 
 from __future__ import annotations

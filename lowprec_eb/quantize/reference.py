@@ -15,7 +15,7 @@ _CASTS = {BF16: torch.bfloat16, FP16: torch.float16}  # formats that a torch cas
 def quantize(x: Tensor, fmt: Format, rounding: str, seed: Tensor | None, offset: int) -> Tensor:
     """``x`` rounded to ``fmt``; same shape and dtype. NaN and infinities pass through unless the format saturates."""
     if rounding == "nearest" and fmt in _CASTS:
-        return x.to(_CASTS[fmt]).to(x.dtype)  # type: ignore[index]
+        return x.to(_CASTS[fmt]).to(x.dtype)
     wide = x.to(torch.float64 if isinstance(fmt, Float) else torch.promote_types(x.dtype, torch.float32))
     match fmt:
         case BlockFloat():

@@ -221,7 +221,7 @@ def _plot_accuracy(axes: Axes, curve: Curve, **style: Any) -> None:
 
 
 def _cut_low_accuracies(axes: Axes, means: Iterable[Curve]) -> None:
-    """Begin the axis a little below where the arms spend half of their epochs: the first epochs would flatten the rest."""
+    """Begin the axis a little below what the arms have half of the time: the first epochs would flatten the rest."""
     usual = min(float(np.nanmedian(mean.accuracy)) for mean in means if not np.isnan(mean.accuracy).all())
     bottom, top = axes.get_ylim()
     cut = max(bottom, math.floor(100 * usual - _ACCURACY_BELOW))
@@ -252,7 +252,8 @@ def mask_distance(comparison: Comparison) -> Figure:
     histories = [history for history in comparison.mask_histories if history.seed == seed]
     distances = [mask_distances(history.masks) for history in histories]
     largest = max(float(matrix.max()) for matrix in distances) or 1.0
-    figure = _figure(1.5 + 5 * len(histories), 5.4)
+    figure = _figure(1.7 + 4.8 * len(histories), 5.6)
+    figure.set_layout_engine("compressed")  # square panels leave gaps otherwise
     panels = figure.subplots(1, len(histories), squeeze=False)[0]
     for axes, history, matrix in zip(panels, histories, distances, strict=True):
         last = len(matrix) + 0.5

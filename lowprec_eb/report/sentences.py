@@ -107,12 +107,12 @@ def _against(winner: ArmSummary, baseline: ArmSummary | None, name: str) -> list
 def _separation(a: ArmSummary, b: ArmSummary, ratio: Ratio) -> str:
     if a.energy.high_j < b.energy.low_j or b.energy.high_j < a.energy.low_j:
         return "Their low to high ranges of energy do not even overlap."
-    agrees = ratio.high < 1 or ratio.low > 1
-    return "Their low to high ranges of energy overlap" + (
-        ", but the order is the same with low, nominal and high constants, which both arms share."
-        if agrees
-        else ", and which of the two is cheaper depends on the constants."
-    )
+    if ratio.high < 1 or ratio.low > 1:
+        return (
+            "Their low to high ranges of energy overlap, but under the same constants for both (low, nominal or high) "
+            "the order stays."
+        )
+    return "Their low to high ranges of energy overlap, and which of the two is cheaper depends on the constants."
 
 
 def _eight_bit_claim(comparison: Comparison, roles: Roles) -> list[str]:
@@ -163,7 +163,7 @@ def _random_ticket(bird: ArmSummary, control: ArmSummary) -> str:
     ratio = control.energy.nominal_j / bird.energy.nominal_j
     energy = "at equal energy" if abs(ratio - 1) <= _EQUAL_ENERGY else "not at equal energy"
     return (
-        f"Ticket against random ticket, {energy} ({control.arm} needs x{three_digits(ratio)} of what {bird.arm} needs): "
+        f"Ticket against random ticket, {energy} ({control.arm} needs x{three_digits(ratio)} of {bird.arm}): "
         f"test accuracy of the ticket differs by {_difference_text(accuracy_difference(bird, control))}."
     )
 

@@ -49,7 +49,8 @@ class EarlyBird:
 
     - ``"window"`` (the public code): of the last ``window`` masks, compare the newest with each of the others; a ticket
       when no distance exceeds ``threshold``;
-    - ``"consecutive"`` (the paper): the last ``window`` distances between the masks of consecutive epochs; a ticket when
+    - ``"consecutive"`` (the paper): the last ``window`` distances between the masks of consecutive epochs; a ticket
+      when
       all are below ``threshold``.
 
     Args:

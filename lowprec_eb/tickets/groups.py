@@ -18,8 +18,8 @@ from lowprec_eb.tickets.importance import batch_norms
 class Member:
     """One side of a module that a group's channels pass through.
 
-    ``positions[i]`` along the module's output (``side="out"``) or input channels belongs to channel ``channels[i]`` of the
-    group; behind a flatten one channel owns several positions.
+    ``positions[i]`` along the module's output (``side="out"``) or input channels belongs to channel
+    ``channels[i]`` of the group; behind a flatten one channel owns several positions.
     """
 
     module: str

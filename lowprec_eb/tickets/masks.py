@@ -14,9 +14,9 @@ def keep_largest(scores: Mapping[str, Tensor], ratio: float) -> dict[str, Tensor
     """Drop the ``ratio`` of all channels with the smallest scores, over all layers together.
 
     Exactly ``round(ratio * channels)`` channels are dropped, and every layer keeps at least its best one (so fewer are
-    dropped where ``ratio`` would leave fewer channels than layers). Equal scores are told apart by a fixed rule: earlier
-    layers, then lower channel numbers, stay. The public early-bird code keeps what is strictly above a threshold
-    instead, which drops every tied channel at once.
+    dropped where ``ratio`` would leave fewer channels than layers). Equal scores are told apart by a fixed rule:
+    earlier layers, then lower channel numbers, stay. The public early-bird code keeps what is strictly above a
+    threshold instead, which drops every tied channel at once.
 
     Raises:
         ValueError: ``ratio`` is outside [0, 1), or a score is NaN.

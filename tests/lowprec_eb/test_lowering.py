@@ -126,7 +126,8 @@ def test_lowering_twice_replaces():
 
 def test_every_module_with_parameters_is_reported_once():
     model = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding="same"), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LSTM(4, 4), nn.Linear(4, 2)
+        nn.Conv2d(3, 4, 3, padding="same"), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LSTM(4, 4),
+        nn.Linear(4, 2),
     )  # fmt: skip
     report = lp.lower(model, "bfp8")
     assert [item.name for item in report.lowered] == ["1", "5"]

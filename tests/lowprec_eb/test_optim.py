@@ -43,7 +43,7 @@ def test_weights_momentum_and_gradients_are_on_the_grid_from_the_first_forward()
     low = lp.LowPrecisionOptimizer(sgd(model), "bfp8")
     for seed in range(3):
         for p in model.parameters():
-            assert torch.equal(lp.quantize(p.detach(), BFP8), p) == (p.dim() >= 2 or seed == 0 and not p.any())
+            assert torch.equal(lp.quantize(p.detach(), BFP8), p) == (p.dim() >= 2 or (seed == 0 and not p.any()))
         step(model, low, seed)
     weight = model[0].weight
     assert torch.equal(lp.quantize(weight.grad, BFP8), weight.grad)
@@ -137,7 +137,7 @@ def test_expected_update_is_the_exact_one():
 
 
 def test_errors_say_what_to_do():
-    with pytest.raises(ValueError, match="rounds the momentum of torch.optim.SGD; Adam keeps other state"):
+    with pytest.raises(ValueError, match=r"rounds the momentum of torch\.optim\.SGD; Adam keeps other state"):
         lp.LowPrecisionOptimizer(torch.optim.Adam(net().parameters()), "bfp8")
     with pytest.raises(ValueError, match="of a plain optimizer"):
         lp.LowPrecisionOptimizer(sgd(net()), "bfp8").load_state_dict(sgd(net()).state_dict())

@@ -231,7 +231,8 @@ def test_bad_calls_say_what_is_wrong(call, message):
 # ---- qtorch ------------------------------------------------------------------------------------------------------
 
 needs_compiler = pytest.mark.skipif(
-    shutil.which("ninja") is None or shutil.which("c++") is None, reason="qtorch's kernels need ninja and a C++ compiler"
+    shutil.which("ninja") is None or shutil.which("c++") is None,
+    reason="qtorch's kernels need ninja and a C++ compiler",
 )
 
 

@@ -1,0 +1,114 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from report_example import example_comparison
+
+from lowprec_eb.report import Comparison, missing_pictures, summarise, write_pictures, write_report
+from lowprec_eb.report.label_placement import Canvas, overlaps, place_labels
+from lowprec_eb.report.pictures import energy_accuracy, energy_phases, epochs, mask_distance
+
+PNG = b"\x89PNG"
+
+
+@pytest.fixture(scope="module")
+def comparison() -> Comparison:
+    return example_comparison()
+
+
+def test_write_report_writes_everything(comparison: Comparison, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    paths = write_report(comparison, folder)
+    names = ["report.txt", "summary.csv", "summary.json"]
+    pictures = ["energy_accuracy.png", "energy_phases.png", "epochs.png", "mask_distance.png"]
+    assert [path.name for path in paths] == names + pictures
+    assert sorted(folder.iterdir()) == sorted(paths)  # nothing unfinished stays
+    for path in paths[3:]:
+        assert path.read_bytes()[:4] == PNG
+        assert path.stat().st_size > 20_000
+    report = paths[0].read_text()
+    assert max(map(len, report.splitlines())) <= 150
+    assert "\x1b" not in report
+    for sentence in json.loads(paths[2].read_text())["sentences"]:
+        assert " ".join(sentence.split()) in " ".join(report.split())
+
+
+def test_a_picture_without_data_is_skipped_and_said(comparison: Comparison, tmp_path: Path) -> None:
+    rows = {stage: tuple(replace(r, metrics={}) for r in rows) for stage, rows in comparison.rows.items()}
+    bare = replace(comparison, mask_histories=(), rows=rows, outcomes=comparison.outcomes[:3])
+    (tmp_path / "epochs.png").write_bytes(b"of an earlier report")
+    written = write_pictures(bare, tmp_path)
+    assert [path.name for path in written] == ["energy_accuracy.png", "energy_phases.png"]
+    assert sorted(tmp_path.iterdir()) == written
+    assert "validation_accuracy" in missing_pictures(bare)["epochs.png"]
+    assert "masks" in missing_pictures(bare)["mask_distance.png"]
+    others = replace(comparison, outcomes=tuple(o for o in comparison.outcomes if o.pipeline == "random_ticket"))
+    assert "neither" in missing_pictures(others)["epochs.png"]
+    assert missing_pictures(comparison) == {}
+
+
+def test_labels_of_points_lie_apart_from_each_other_and_in_the_plot(comparison: Comparison) -> None:
+    figure = energy_accuracy(comparison)
+    FigureCanvasAgg(figure).draw()
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == [arm.arm for arm in summarise(comparison)]
+    boxes = np.array([text.get_window_extent().extents for text in axes.texts])
+    assert overlaps(boxes, boxes).sum() == pytest.approx(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1).sum())
+    frame = np.array(axes.get_window_extent().extents)
+    assert (boxes[:, :2] >= frame[:2]).all()
+    assert (boxes[:, 2:] <= frame[2:]).all()
+    (legend,) = figure.legends
+    assert legend.get_window_extent().x0 > frame[2]
+    assert axes.get_xscale() == "log"
+
+
+@pytest.mark.parametrize("number", [1, 2, 12])
+def test_labels_of_coinciding_points_do_not_coincide(number: int) -> None:
+    points = np.full((number, 2), 300.0)
+    markers = np.hstack([points - 5, points + 5])
+    canvas = Canvas(points, markers, np.empty((0, 4)), np.array([0.0, 0.0, 600.0, 600.0]), unit=1.5)
+    boxes = place_labels(canvas, np.tile([80.0, 12.0], (number, 1)))
+    assert overlaps(boxes, boxes).sum() == pytest.approx(number * 80 * 12)
+    assert overlaps(boxes, markers).sum() == 0
+
+
+def test_bars_of_an_arm_end_at_its_total(comparison: Comparison) -> None:
+    arms = summarise(comparison)
+    (axes,) = energy_phases(comparison).axes
+    ends = [max(bar[i].get_x() + bar[i].get_width() for bar in axes.containers) for i in range(len(arms))]
+    assert ends == pytest.approx([1000 * arm.energy.nominal_j for arm in arms])
+    assert [text.get_text() for text in axes.texts] == [f"{1000 * arm.energy.nominal_j:.3g}" for arm in arms]
+    labels = [bar.get_label() for bar in axes.containers]
+    assert labels == ["search", "train", "prune + detect (too small to see)", "retrain", "eval"]
+    assert len({to_hex(bar[0].get_facecolor()) for bar in axes.containers}) == 5
+
+
+def test_epoch_curves_end_at_the_arms_energy(comparison: Comparison) -> None:
+    energy_axes, accuracy_axes = epochs(comparison).axes
+    curves = {line.get_label(): line for line in energy_axes.lines if not line.get_label().startswith("_")}
+    assert set(curves) == {"full fp32", "full 8 bit", "slimming fp32", "early-bird FF", "early-bird LL"}
+    totals = {arm.arm: arm.energy.nominal_j for arm in summarise(comparison)}
+    for arm, line in curves.items():
+        assert line.get_ydata()[-1] == pytest.approx(1000 * totals[arm])  # all seeds train 20 or 40 epochs
+        assert len(line.get_xdata()) == (41 if arm == "slimming fp32" else 21)
+    bottom, top = accuracy_axes.get_ylim()
+    assert f"begins at {bottom:.0f} %" in accuracy_axes.get_ylabel()
+    assert 80 < bottom < 97 < top <= 100.5
+
+
+def test_mask_distances_of_the_first_seed_share_one_scale_and_mark_the_ticket(comparison: Comparison) -> None:
+    first, second, _ = mask_distance(comparison).axes
+    assert first.get_title() == "fp32 (dashed: ticket drawn after 6 epochs)"
+    assert second.get_title() == "bfp8 (dashed: ticket drawn after 7 epochs)"
+    assert first.images[0].get_clim() == second.images[0].get_clim()
+    assert {line.get_xdata()[0] for line in first.lines} | {line.get_ydata()[0] for line in first.lines} >= {6}
+    assert first.images[0].get_extent() == [0.5, 20.5, 0.5, 20.5]
+    history = comparison.mask_histories[0]
+    one = replace(comparison, mask_histories=(replace(history, ticket_epoch=None),))
+    axes, _ = mask_distance(one).axes
+    assert axes.get_title() == "fp32"
+    assert not axes.lines
