@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,13 @@ from torch import Tensor
 from energy_models import LedgerRow, load_profile
 from lowprec_eb.checkpoints import write_text
 from lowprec_eb.config import Config
-from lowprec_eb.lab import Lab, PlanningLab, TrainingLab
+from lowprec_eb.lab import ArmSettings, Lab, PlanningLab, TrainingLab
 from lowprec_eb.outcome import Outcome
 from lowprec_eb.pipelines import PIPELINES
-from lowprec_eb.progress import ArmProgress
+from lowprec_eb.progress import ArmObserver, CompareObserver
 from lowprec_eb.report import Comparison, MaskHistory
 from lowprec_eb.strict_config import to_plain
-from lowprec_eb.tasks import make_task
+from lowprec_eb.tasks import TaskSettings, VisionTask, make_task
 from lowprec_eb.tickets import batch_norms, keep_largest
 from lowprec_eb.versions import versions
 
@@ -36,12 +37,12 @@ NOTES = (
 
 
 @dataclass(frozen=True, eq=False)
-class SeedResult:
-    """What one seed contributes: the outcome of every arm, the ledger rows by stage, the recorded masks."""
+class ArmResult:
+    """What one arm contributes for one seed: its outcome, the rows of its stages, and the masks that it recorded."""
 
-    outcomes: tuple[Outcome, ...]
+    outcome: Outcome
     rows: Mapping[str, tuple[LedgerRow, ...]]
-    mask_histories: tuple[MaskHistory, ...]
+    dense_masks: NDArray[np.bool_] | None  # (epochs, channels) of a dense run with the gamma penalty
 
 
 def run_folder(config: Config, out: Path) -> Path:
@@ -55,32 +56,42 @@ def record_run(config: Config, out: Path) -> None:
     write_text(run_folder(config, out) / "config.json", json.dumps(record, indent=2) + "\n")
 
 
-def run_seed(config: Config, out: Path, seed: int, progress: ArmProgress) -> SeedResult:
-    """Run every arm with one seed; finished stages are read, an unfinished one goes on where it was."""
+def run_arm(config: Config, out: Path, seed: int, arm: ArmSettings, observer: CompareObserver) -> ArmResult:
+    """Run one arm with one seed; finished stages are read, an unfinished one goes on where it was."""
     torch.set_num_threads(config.threads)
-    task = make_task(config.task, seed, config.device)
-    profile = load_profile(config.profile)
-    lab = TrainingLab(config.lab, task, profile, seed, out / "stages", config.run_name, progress)
-    outcomes = []
-    for arm in config.pipelines:
-        progress.begin(seed, arm)
-        outcomes.append(PIPELINES[arm.pipeline](lab, arm))
-        progress.end(outcomes[-1])
-    rows = {key: result.rows for key, result in lab.finished.items()}
-    return SeedResult(tuple(outcomes), rows, tuple(_mask_histories(lab, outcomes, config.ticket.ratio)))
+    task = replace(_task(config.task, config.device), seed=seed)
+    profile, label = load_profile(config.profile), (seed, arm.name)
+    lab = TrainingLab(config.lab, task, profile, seed, out / "stages", config.run_name, ArmObserver(observer, label))
+    observer.begin(label)
+    result = _result(lab, arm)
+    observer.end(label, result.outcome)
+    return result
 
 
 def plan(config: Config) -> Comparison:
     """Predict MACs and modelled energy of every arm for one seed, without training; its accuracies are NaN."""
-    task = make_task(config.task, config.seeds[0], config.device)
-    lab = PlanningLab(config.lab, task, load_profile(config.profile), config.seeds[0])
-    outcomes = tuple(PIPELINES[arm.pipeline](lab, arm) for arm in config.pipelines)
-    rows = {key: result.rows for key, result in lab.finished.items()}
-    return gather(config, [SeedResult(outcomes, rows, ())])
+    lab = PlanningLab(config.lab, _task(config.task, config.device), load_profile(config.profile), config.seeds[0])
+    return gather(config, [_result(lab, arm) for arm in config.pipelines])
 
 
-def gather(config: Config, results: Sequence[SeedResult]) -> Comparison:
-    """All seeds together, as the report reads them."""
+@lru_cache(maxsize=1)
+def _task(settings: TaskSettings, device: str) -> VisionTask:
+    """The data, read once a process; the arms differ in the order of the batches alone."""
+    return make_task(settings, 0, device)
+
+
+def _result(lab: Lab, arm: ArmSettings) -> ArmResult:
+    outcome = PIPELINES[arm.pipeline](lab, arm)
+    stages = [lab.finished[key] for key in outcome.stages]
+    recorded = arm.pipeline == "network_slimming" and len(stages[0].scores) > 0
+    masks = _masks_by_epoch(lab, stages[0].scores) if recorded else None
+    return ArmResult(outcome, {stage.key: stage.rows for stage in stages}, masks)
+
+
+def gather(config: Config, results: Sequence[ArmResult]) -> Comparison:
+    """All arms and seeds together, as the report reads them: seed by seed, the arms in the order of the settings."""
+    order = {arm.name: place for place, arm in enumerate(config.pipelines)}
+    results = sorted(results, key=lambda r: (config.seeds.index(r.outcome.seed), order[r.outcome.arm]))
     profile = load_profile(config.profile)
     rows: dict[str, tuple[LedgerRow, ...]] = {}
     for result in results:
@@ -88,25 +99,28 @@ def gather(config: Config, results: Sequence[SeedResult]) -> Comparison:
     return Comparison(
         name=config.name,
         profile=f"{profile.name}: {profile.description}",
-        outcomes=tuple(outcome for result in results for outcome in result.outcomes),
+        outcomes=tuple(result.outcome for result in results),
         rows=rows,
-        mask_histories=tuple(history for result in results for history in result.mask_histories),
-        splits=make_task(config.task, 0).samples,
+        mask_histories=tuple(_mask_histories(results)),
+        splits=_task(config.task, config.device).samples,
         notes=NOTES,
         margin=config.margin,
     )
 
 
-def _mask_histories(lab: Lab, outcomes: Sequence[Outcome], ratio: float) -> Iterator[MaskHistory]:
-    """The masks after every epoch of the dense runs with the gamma penalty, beside the ticket of the same precision."""
-    sizes = [norm.num_features for norm in batch_norms(lab.initial().model).values()]
-    tickets = {o.search_precision: o.ticket.epoch for o in outcomes if o.pipeline == "early_bird" and o.ticket}
-    for outcome in outcomes:
-        if outcome.pipeline == "network_slimming":
-            masks = [_mask(scores, sizes, ratio) for scores in lab.finished[outcome.stages[0]].scores]
-            yield MaskHistory(outcome.precision, lab.seed, np.stack(masks), tickets.get(outcome.precision))
+def _mask_histories(results: Sequence[ArmResult]) -> Iterator[MaskHistory]:
+    """The recorded masks, each beside the ticket that was drawn with the same precision and seed."""
+    drawn = [r.outcome for r in results if r.outcome.pipeline == "early_bird"]
+    tickets = {(o.seed, o.search_precision): o.ticket.epoch for o in drawn if o.ticket is not None}
+    for result in results:
+        if result.dense_masks is not None:
+            seed, precision = result.outcome.seed, result.outcome.precision
+            yield MaskHistory(precision, seed, result.dense_masks, tickets.get((seed, precision)))
 
 
-def _mask(scores: Tensor, sizes: list[int], ratio: float) -> NDArray[np.bool_]:
-    by_layer = {str(index): part for index, part in enumerate(scores.split(sizes))}
-    return torch.cat(list(keep_largest(by_layer, ratio).values())).numpy()
+def _masks_by_epoch(lab: Lab, scores: Tensor) -> NDArray[np.bool_]:
+    """The mask that each epoch's scores (epochs, channels) would give; (epochs, channels)."""
+    norms = batch_norms(lab.initial().model)
+    names, sizes = list(norms), [norm.num_features for norm in norms.values()]
+    masks = [keep_largest(dict(zip(names, row.split(sizes), strict=True)), lab.tickets.ratio) for row in scores]
+    return np.stack([torch.cat(list(mask.values())).numpy() for mask in masks])

@@ -21,7 +21,7 @@ class Config:
 
     profile: name of a hardware profile, or the path of a YAML file. margin: loss of accuracy (a fraction) that counts
     as equally accurate. threads: of torch on the CPU; part of the run's name, since it may change the last bit of a
-    sum. workers: seeds that run side by side, each in a process of its own; it changes no result.
+    sum. workers: arms that run side by side, each in a process of its own; it changes no result.
     """
 
     name: str

@@ -147,6 +147,7 @@ class Lab(ABC):
     def outcome(self, arm: ArmSettings, stages: Sequence[StageResult], ticket: Ticket | None = None) -> Outcome:
         """What the arm delivers: the last stage's accuracy, the costs of all."""
         final = stages[-1]
+        assert final.test_accuracy is not None
         searched = next((stage for stage in stages if stage.ticket is not None), None)
         return Outcome(
             arm=arm.name,
@@ -154,6 +155,7 @@ class Lab(ABC):
             seed=self.seed,
             search_precision=arm.search if searched else None,
             precision=arm.precision,
+            weights=arm.weights,
             stages=tuple(stage.key for stage in stages),
             test_accuracy=final.test_accuracy,
             validation_accuracy=final.validation_accuracy,
@@ -218,11 +220,13 @@ class PlanningLab(Lab):
     def _run(self, stage: Stage, start: Start, recipe: Precision) -> StageResult:
         model = copy.deepcopy(start.model)
         lower(model, recipe)
-        optimizer = LowPrecisionOptimizer(stage.training.optimizer(model), recipe)
+        optimizer = LowPrecisionOptimizer(stage.training.optimizer(model), recipe, stage.seed)
         costs = epoch_costs(model, optimizer, self.task, sparsity=stage.sparsity, detector=stage.detector)
         epochs = len(stage.epochs)
-        per_phase = {stage.phase: costs.train * epochs, "eval": costs.validate * epochs + costs.test}
-        if stage.detector is not None:
+        per_phase = {stage.phase: costs.train * epochs, "eval": costs.validate * epochs}
+        if stage.detector is None:
+            per_phase["eval"] += costs.test
+        else:
             per_phase["detect"] = costs.detect * epochs
         if start.costs is not None:
             per_phase["prune"] = start.costs

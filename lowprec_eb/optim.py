@@ -30,12 +30,13 @@ class LowPrecisionOptimizer(Optimizer):
     Args:
         optimizer: the optimizer to wrap; its param_groups are shared, so schedulers work on either.
         precision: a recipe's name or a :class:`Precision`; its gradient, momentum and master formats are used.
+        seed: of stochastic rounding; None draws one from torch's default generator.
 
     Raises:
         ValueError: a momentum format is asked for and the optimizer's state is not SGD's.
     """
 
-    def __init__(self, optimizer: Optimizer, precision: str | Precision) -> None:
+    def __init__(self, optimizer: Optimizer, precision: str | Precision, seed: int | None = None) -> None:
         self.precision = named_precision(precision)
         if self.precision.momentum is not None and not isinstance(optimizer, torch.optim.SGD):
             raise ValueError(
@@ -44,7 +45,7 @@ class LowPrecisionOptimizer(Optimizer):
             )
         self.inner = optimizer
         self.defaults = optimizer.defaults
-        self._seed, self._steps = int(draw_seeds(1)), 0
+        self._seed, self._steps = int(draw_seeds(1)) if seed is None else seed, 0
         self._hooks()
         self._round_all("master", lambda p: p.data)
 

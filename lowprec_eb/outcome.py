@@ -25,7 +25,7 @@ class Outcome:
 
     Accuracies are fractions in [0, 1], test accuracy at the epoch that validation selected. ``stages`` are the ledger
     stages that this arm is charged for, in order; a stage may be charged to several arms. ``forward_macs`` and
-    ``dense_forward_macs`` are of one image.
+    ``dense_forward_macs`` are of one image. ``weights`` is what a ticket was retrained from: "inherit" or "reinit".
     """
 
     arm: str
@@ -33,6 +33,7 @@ class Outcome:
     seed: int
     search_precision: str | None
     precision: str
+    weights: str
     stages: tuple[str, ...]
     test_accuracy: float
     validation_accuracy: float

@@ -1,7 +1,8 @@
-"""Progress of a comparison: a live bar a seed on a terminal, one line an arm elsewhere."""
+"""Progress of a comparison: a live bar for each running arm on a terminal, one line an arm elsewhere."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -9,19 +10,31 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from energy_models import LedgerRow
-from lowprec_eb.lab import ArmSettings
 from lowprec_eb.outcome import Outcome
 from lowprec_eb.stage import Stage
 
+Label = tuple[int, str]  # seed and name of an arm
 
-class ArmProgress(Protocol):
-    """What a running seed reports."""
 
-    def begin(self, seed: int, arm: ArmSettings) -> None: ...
+class CompareObserver(Protocol):
+    """What running arms report to."""
 
-    def epoch(self, stage: Stage, row: LedgerRow, energy_j: float) -> None: ...
+    def begin(self, arm: Label) -> None: ...
 
-    def end(self, outcome: Outcome) -> None: ...
+    def epoch(self, arm: Label, stage: Stage, row: LedgerRow, energy_j: float) -> None: ...
+
+    def end(self, arm: Label, outcome: Outcome) -> None: ...
+
+
+@dataclass(frozen=True)
+class ArmObserver:
+    """One arm's side of an observer; satisfies ``lowprec_eb.stage.Progress``."""
+
+    observer: CompareObserver
+    arm: Label
+
+    def epoch(self, stage: Stage, row: LedgerRow, energy_j: float) -> None:
+        self.observer.epoch(self.arm, stage, row, energy_j)
 
 
 class CompareProgress:
@@ -31,7 +44,8 @@ class CompareProgress:
         self.console, self.arms, self.done = console, arms, 0
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), TextColumn("{task.fields[now]}"))
         self.bar = Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
-        self.bars: dict[int, TaskID] = {}
+        self.total = self.bar.add_task("all arms", total=arms, now="")
+        self.running: dict[Label, TaskID] = {}
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -42,12 +56,10 @@ class CompareProgress:
     ) -> None:
         self.bar.stop()
 
-    def begin(self, seed: int, arm: ArmSettings) -> None:
-        if seed not in self.bars:
-            self.bars[seed] = self.bar.add_task("", now="")
-        self.bar.update(self.bars[seed], description=f"seed {seed}, {arm.name}", completed=0, total=1, now="")
+    def begin(self, arm: Label) -> None:
+        self.running[arm] = self.bar.add_task(f"seed {arm[0]}, {arm[1]}", total=None, now="")
 
-    def epoch(self, stage: Stage, row: LedgerRow, energy_j: float) -> None:
+    def epoch(self, arm: Label, stage: Stage, row: LedgerRow, energy_j: float) -> None:
         metrics, epochs = row.metrics, stage.epochs
         distance = metrics["mask_distance"]
         parts = [
@@ -58,10 +70,12 @@ class CompareProgress:
             f"{energy_j:.3g} J modelled",
         ]
         completed = row.key.epoch + 1 - epochs.start
-        self.bar.update(self.bars[stage.seed], completed=completed, total=len(epochs), now=", ".join(parts))
+        self.bar.update(self.running[arm], completed=completed, total=len(epochs), now=", ".join(parts))
 
-    def end(self, outcome: Outcome) -> None:
+    def end(self, arm: Label, outcome: Outcome) -> None:
         self.done += 1
+        self.bar.remove_task(self.running.pop(arm))
+        self.bar.update(self.total, completed=self.done, now=f"{self.done} of {self.arms}")
         if not self.console.is_terminal:
             line = f"[{self.done}/{self.arms}] seed {outcome.seed}, {outcome.arm}: test {outcome.test_accuracy:.1%}"
             self.console.print(line, highlight=False, markup=False)

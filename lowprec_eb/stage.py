@@ -92,7 +92,8 @@ class Start:
 
 @dataclass(frozen=True, eq=False)
 class StageResult:
-    """A finished stage: the state it ended in, and how the best epoch on validation did on test.
+    """A finished stage: the state it ended in, and how the best epoch on validation did on test (None: a search,
+    which delivers a ticket and no model).
 
     ``scores`` is ``|gamma|`` after every epoch, shape (epochs, channels): an observation for pictures, not charged.
     """
@@ -102,7 +103,7 @@ class StageResult:
     ticket: Ticket | None
     best_epoch: int
     validation_accuracy: float
-    test_accuracy: float
+    test_accuracy: float | None
     scores: Tensor
     rows: tuple[LedgerRow, ...]
 
@@ -124,7 +125,8 @@ class _Position:
     best_state: dict[str, Tensor] = field(default_factory=dict)
     scores: list[Tensor] = field(default_factory=list)
     ticket: Ticket | None = None
-    test_accuracy: float | None = None  # set when the stage is finished
+    finished: bool = False
+    test_accuracy: float | None = None
 
     def to_tree(self) -> dict[str, Any]:
         return {**self.__dict__, "ticket": None if self.ticket is None else self.ticket.to_tree()}
@@ -155,7 +157,7 @@ class StageRun(Callback):
         self.stage, self.start, self.task, self.profile, self.folder = stage, start, task, profile, folder
         self.model = copy.deepcopy(start.model).to(stage.device)
         lower(self.model, precision)
-        self.optimizer = LowPrecisionOptimizer(stage.training.optimizer(self.model), precision)
+        self.optimizer = LowPrecisionOptimizer(stage.training.optimizer(self.model), precision, stage.seed)
         if start.optimizer_state is not None:
             self.optimizer.inner.load_state_dict(dict(start.optimizer_state))
         self.detector = _detector(stage.detector)
@@ -181,7 +183,7 @@ class StageRun(Callback):
         self.progress = progress
         with FileLock(self.folder / "lock"):  # another process may be at the same stage; freed when it dies
             self._resume()
-            if self.position.test_accuracy is None:
+            if not self.position.finished:
                 self.costs = self._count()
                 self._train()
                 self._finish()
@@ -245,10 +247,17 @@ class StageRun(Callback):
         )
 
     def _finish(self) -> None:
-        """Evaluate the best epoch on test; a search that found nothing by its deadline takes its best ticket."""
-        if self.detector is not None and self.position.ticket is None:
+        """A search ends with a ticket, at its deadline with the best so far; any other stage with a test."""
+        if self.detector is None:
+            self.position.test_accuracy = self._test_best_epoch()
+        elif self.position.ticket is None:
             assert self.detector.best is not None
             self.position.ticket = replace(self.detector.best, on_time=False)
+        self.position.finished = True
+        self._save()
+
+    def _test_best_epoch(self) -> float:
+        """Test accuracy at the epoch that validation selected; the model keeps its final state."""
         final = {k: v.clone() for k, v in self.model.state_dict().items()}
         self.model.load_state_dict(self.position.best_state)
         with measure(self.stage.device) as testing:
@@ -258,8 +267,7 @@ class StageRun(Callback):
         self._charge(
             "eval", self.position.next_epoch, self.costs.test, self.task.samples["test"], testing, {"split": "test"}
         )
-        self.position.test_accuracy = accuracy
-        self._save()
+        return accuracy
 
     def _charge(
         self, phase: Any, epoch: int, counts: OpCounts, samples: int, measured: Any, metrics: dict[str, Any]
@@ -302,7 +310,6 @@ class StageRun(Callback):
 
     def _result(self) -> StageResult:
         position = self.position
-        assert position.test_accuracy is not None
         model = raise_(self.model).cpu()
         state = Start(f"stage/{self.stage.key}", model, self.optimizer.inner.state_dict(), position.next_epoch)
         return StageResult(

@@ -1,11 +1,12 @@
-"""Seeds side by side: each in a process of its own, reporting to one progress display."""
+"""Arms side by side: worker processes that report to one progress display."""
 
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
+import os
 import queue
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -14,34 +15,36 @@ from pathlib import Path
 from typing import Any
 
 from energy_models import LedgerRow
-from lowprec_eb.compare import SeedResult, gather, record_run, run_seed
+from lowprec_eb.compare import ArmResult, gather, record_run, run_arm
 from lowprec_eb.config import Config
 from lowprec_eb.lab import ArmSettings
 from lowprec_eb.outcome import Outcome
-from lowprec_eb.progress import ArmProgress, CompareProgress
+from lowprec_eb.progress import CompareObserver, Label
 from lowprec_eb.report import Comparison
 from lowprec_eb.stage import Stage
 
 _events: multiprocessing.Queue[tuple[str, tuple[Any, ...]]] | None = None  # a worker's end of the queue
 
 
-def compare(config: Config, out: Path, progress: CompareProgress) -> Comparison:
-    """Run what is not finished yet and gather the results; ``config.workers`` seeds at a time.
+def compare(config: Config, out: Path, observer: CompareObserver) -> Comparison:
+    """Run what is not finished yet and gather the results; ``config.workers`` arms at a time.
 
     Stages are kept in ``out/stages``. Killed at any moment, the same call goes on where it was.
     """
     record_run(config, out)
-    workers = min(config.workers, len(config.seeds))
+    # Neighbours in this order share no stage, so that workers rarely wait for each other's.
+    jobs = [(seed, arm) for arm in config.pipelines for seed in config.seeds]
+    workers = min(config.workers, len(jobs))
     if workers == 1:
-        return gather(config, [run_seed(config, out, seed, progress) for seed in config.seeds])
+        return gather(config, [run_arm(config, out, seed, arm, observer) for seed, arm in jobs])
     context = multiprocessing.get_context("spawn")
     events = context.Queue()
-    with _forwarding(events, progress), ProcessPoolExecutor(workers, context, _prepare, (events,)) as pool:
+    with _forwarding(events, observer), ProcessPoolExecutor(workers, context, _prepare, (events,)) as pool:
         try:
-            futures = [pool.submit(_work, config, out, seed) for seed in config.seeds]
+            futures = [pool.submit(_work, config, out, seed, arm) for seed, arm in jobs]
             return gather(config, [future.result() for future in futures])
         except BaseException:
-            # Stages are safe against a kill, so nothing is lost, and nobody waits for the other seeds.
+            # Stages are safe against a kill, so nothing is lost, and nobody waits for the other arms.
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
                 child.terminate()
@@ -49,7 +52,7 @@ def compare(config: Config, out: Path, progress: CompareProgress) -> Comparison:
 
 
 @contextmanager
-def _forwarding(events: Any, progress: CompareProgress) -> Iterator[None]:
+def _forwarding(events: Any, observer: CompareObserver) -> Iterator[None]:
     """Hand the workers' events to the display while the block runs."""
     done = threading.Event()
 
@@ -59,7 +62,7 @@ def _forwarding(events: Any, progress: CompareProgress) -> Iterator[None]:
                 name, arguments = events.get(timeout=0.1)
             except queue.Empty:
                 continue
-            getattr(progress, name)(*arguments)
+            getattr(observer, name)(*arguments)
 
     thread = threading.Thread(target=forward, daemon=True)
     thread.start()
@@ -77,26 +80,32 @@ def _prepare(events: Any) -> None:
     global _events
     _events = events
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _work(config: Config, out: Path, seed: int) -> SeedResult:
-    return run_seed(config, out, seed, _QueueProgress())
+def _end_with_parent() -> None:
+    """A parent that was killed leaves no workers behind, idle or busy; their stages are safe against that."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
-class _QueueProgress(ArmProgress):
-    """Sends every event to the parent, and ends the worker when the parent is gone."""
+def _work(config: Config, out: Path, seed: int, arm: ArmSettings) -> ArmResult:
+    return run_arm(config, out, seed, arm, _ToParent())
 
-    def begin(self, seed: int, arm: ArmSettings) -> None:
-        self._send("begin", seed, arm)
 
-    def epoch(self, stage: Stage, row: LedgerRow, energy_j: float) -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None and not parent.is_alive():
-            sys.exit("the parent process is gone")
-        self._send("epoch", stage, row, energy_j)
+class _ToParent:
+    """Sends every event to the parent."""
 
-    def end(self, outcome: Outcome) -> None:
-        self._send("end", outcome)
+    def begin(self, arm: Label) -> None:
+        self._send("begin", arm)
+
+    def epoch(self, arm: Label, stage: Stage, row: LedgerRow, energy_j: float) -> None:
+        self._send("epoch", arm, stage, row, energy_j)
+
+    def end(self, arm: Label, outcome: Outcome) -> None:
+        self._send("end", arm, outcome)
 
     def _send(self, name: str, *arguments: Any) -> None:
         assert _events is not None

@@ -80,5 +80,6 @@ def _round(v: Tensor, rounding: str, seed: Tensor | None, offset: int) -> Tensor
         return v.sign().mul_((whole := v.abs().floor_()).add_(v.abs_().sub_(whole) >= 0.5))
     assert seed is not None
     floor = v.floor()
-    # Compare instead of adding: floor(v + u) would round v + u first and move values that are on the grid.
-    return floor.add_(uniform(v.shape, seed, offset, v.dtype) < v.sub_(floor))
+    above = v.sub_(floor)  # exact, so a value on the grid never moves; floor(v + u) would round v + u first
+    goes_up = above.sub_(uniform(v.shape, seed, offset, v.dtype)).ceil_()  # 1 where u < above, else 0
+    return floor.add_(goes_up)

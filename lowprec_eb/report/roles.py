@@ -24,7 +24,7 @@ class Roles:
 
 def assign_roles(arms: Iterable[ArmSummary]) -> Roles:
     """The first arm of each kind counts. The early-bird arms are those that go on with the weights of their search."""
-    arms = [arm for arm in arms if not starts_over(arm)]
+    arms = [arm for arm in arms if arm.weights == "inherit"]
     return Roles(
         full=find_arm(arms, "full", "fp32"),
         full_8bit=find_arm(arms, "full", EIGHT_BITS),
@@ -50,12 +50,7 @@ def random_pairs(arms: Iterable[ArmSummary]) -> list[tuple[ArmSummary, ArmSummar
     return pairs
 
 
-def starts_over(arm: ArmSummary) -> bool:
-    """Whether the arm's name says that its ticket is re-initialised ("re-init", "reinit", ...)."""
-    return "reinit" in "".join(letter for letter in arm.arm.lower() if letter.isalnum())
-
-
 def _same_conditions(bird: ArmSummary, control: ArmSummary) -> bool:
-    if starts_over(bird) != starts_over(control) or bird.precision != control.precision:
+    if bird.weights != control.weights or bird.precision != control.precision:
         return False
     return control.search_precision in (None, bird.search_precision)

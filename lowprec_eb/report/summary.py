@@ -63,11 +63,11 @@ class Comparison:
             raise ValueError(f"comparison {self.name!r} has no outcomes; run at least one arm first")
         if not 0 <= self.margin < 1:
             raise ValueError(f"comparison {self.name!r}: margin must be a fraction in [0, 1), got {self.margin}")
-        kinds: dict[str, tuple[str, str | None, str]] = {}
+        kinds: dict[str, tuple[str, str | None, str, str]] = {}
         seen: set[tuple[str, int]] = set()
         for outcome in self.outcomes:
             where = f"comparison {self.name!r}, arm {outcome.arm!r}, seed {outcome.seed}"
-            kind = (outcome.pipeline, outcome.search_precision, outcome.precision)
+            kind = (outcome.pipeline, outcome.search_precision, outcome.precision, outcome.weights)
             if kinds.setdefault(outcome.arm, kind) != kind:
                 raise ValueError(f"{where}: is {kind}, but another seed is {kinds[outcome.arm]}; name two arms")
             if (outcome.arm, outcome.seed) in seen:
@@ -161,6 +161,7 @@ class ArmSummary:
     pipeline: str
     search_precision: str | None
     precision: str
+    weights: str
     seeds: tuple[SeedSummary, ...]
     test_accuracy: Spread
     validation_accuracy: Spread
@@ -217,6 +218,7 @@ def _mean_over_seeds(comparison: Comparison, outcomes: list[Outcome]) -> ArmSumm
         pipeline=first.pipeline,
         search_precision=first.search_precision,
         precision=first.precision,
+        weights=first.weights,
         seeds=seeds,
         test_accuracy=Spread.of(seed.test_accuracy for seed in seeds),
         validation_accuracy=Spread.of(seed.validation_accuracy for seed in seeds),

@@ -103,6 +103,7 @@ def outcome(
         seed=seed,
         search_precision=search,
         precision=precision,
+        weights="reinit" if "re-init" in arm else "inherit",
         stages=stages,
         test_accuracy=accuracy,
         validation_accuracy=accuracy + 0.002,

@@ -56,9 +56,7 @@ def test_swalp8_reads_8_by_32_in_two_gemms_of_three():
 
 
 def test_optimizer_and_quantizers_are_charged():
-    parameters = sum(
-        p.numel() for p in build_model(ModelSettings(widths=(4, "M", 6)), (1, 8, 8), 10, 0).parameters()
-    )
+    parameters = sum(p.numel() for p in build_model(ModelSettings(widths=(4, "M", 6)), (1, 8, 8), 10, 0).parameters())
     steps = sum(TASK.batch_sizes("train").values())
     plain, low = costs("fp32").train.element_ops_by_kind, costs("bfp8").train.element_ops_by_kind
     assert plain["optimizer"] == low["optimizer"] == parameters * steps
