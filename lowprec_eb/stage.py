@@ -300,7 +300,7 @@ class StageRun(Callback):
     def _resume(self) -> None:
         if not self.state_file.exists():
             return
-        tensors, meta = checkpoints.load(self.state_file, self.stage.device)
+        tensors, meta = checkpoints.load(self.state_file)  # to the CPU; what belongs on the device is copied there
         tree = checkpoints.unpack(tensors, meta["tree"])
         self.model.load_state_dict(tree["model"])
         self.optimizer.load_state_dict(tree["optimizer"])

@@ -48,7 +48,8 @@ def run_seed(config, out, seed, observer):
 def comparable(outcomes, rows):
     """Everything but seconds and measured energy."""
     plain = {
-        key: [dataclasses.replace(row, duration_s=0.0, measured_j=None, key=dataclasses.replace(row.key, attempt=0, run="any"))
+        key: [dataclasses.replace(row, duration_s=0.0, measured_j=None,
+                                  key=dataclasses.replace(row.key, attempt=0, run="any"))
               for row in settled(of_stage)]
         for key, of_stage in rows.items()
     }  # fmt: skip

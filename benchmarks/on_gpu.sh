@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Every check that waits for a GPU, in pieces of under ten minutes. Call it again until it says that all is done: a
+# finished piece is not run twice, an unfinished one goes on where it was.
+#
+#   benchmarks/on_gpu.sh OUT [WHEELS]
+#
+# OUT receives small results only. WHEELS is a folder with wheels for what the machine lacks; nothing is downloaded.
+# DEVICE=cpu rehearses on a CPU.
+set -uo pipefail
+out=${1:?"usage: benchmarks/on_gpu.sh OUT [WHEELS]"}
+device=${DEVICE:-cuda}
+work=${WORK:-$out/work}
+piece_seconds=${PIECE_SECONDS:-560}
+cd "$(dirname "$0")/.."
+mkdir -p "$out" "$work"
+
+if [ -n "${2:-}" ] && [ ! -e "$work/site" ]; then
+  python3 -m pip install --quiet --no-index --no-deps --target "$work/site" "$2"/*.whl || exit 1
+  python3 -m pip install --quiet --no-index --no-deps --no-build-isolation --target "$work/site" . || exit 1
+fi
+[ -e "$work/site" ] && export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}"
+
+missing=$(python3 - <<'PY'
+from importlib.util import find_spec
+needed = "torch numpy qtorch torch_pruning sklearn safetensors pydantic ruamel.yaml typer rich matplotlib filelock lowprec_eb"
+print(*[name for name in needed.split() if find_spec(name.split(".")[0]) is None])
+PY
+)
+if [ -n "$missing" ]; then
+  echo "this machine lacks: $missing; give a folder of wheels as the second argument" >&2
+  exit 1
+fi
+
+started=$SECONDS
+piece() {  # NAME COMMAND...: run unless finished, within what is left of this call's time
+  local name=$1; shift
+  [ -e "$work/$name.done" ] && return 0
+  local left=$((piece_seconds - (SECONDS - started)))
+  [ "$left" -gt 20 ] || { echo "$name: waits for the next call"; return 1; }
+  if timeout --signal=INT --kill-after=20 "$left" "$@" >"$out/$name.log" 2>&1; then
+    touch "$work/$name.done"
+    echo "$name: done"
+  else
+    local status=$?
+    echo "$name: stopped with status $status, see $name.log (124: out of time, call again)"
+    return 1
+  fi
+}
+
+piece machine python3 -c "
+import json, torch
+from lowprec_eb.versions import versions
+gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+print(json.dumps({'gpu': gpu, **versions()}))" || exit 1
+git rev-parse HEAD >"$out/commit" 2>/dev/null || echo unknown >"$out/commit"
+if python3 -c 'import pytest' 2>/dev/null; then
+  piece gpu_tests python3 -m pytest -m gpu tests/lowprec_eb/test_gpu.py || exit 1
+else
+  echo "gpu_tests: pytest is missing"
+fi
+piece digits python3 benchmarks/compare_energy.py --config configs/digits.yaml --device "$device" \
+  --set workers=1 --out "$work/runs" || exit 1
+cp "$work"/runs/digits-*/{summary.json,summary.csv,report.txt,*.png} "$out"/
+echo "all pieces are done"
