@@ -7,12 +7,20 @@ float the product is a float multiplication, on the power law in the product of 
 published 16-bit (11 x 11) and 32-bit (24 x 24) multipliers and never below the former, plus one fp32 add: an 8-bit by
 fp32 product earns nothing for the shared exponent of one side. An integer operand's width there is its word length.
 
-Memory, two levels. DRAM: low reads each operand and writes the result (32 bits) once; nominal takes, if that is more,
-the lower bound of Hong and Kung (STOC 1981) for matrix products, 2*m*n*k/sqrt(S) operands with S operands of mean width
-fitting on chip (it ignores that a convolution's im2col rows overlap); high moves the same at DRAM's high energy.
-Buffer: each MAC fetches its two operands, divided by the profile's operand_reuse (low: its high end; high: its low
-end). Element ops pass through the buffer; low fuses them with their producer, nominal sends through DRAM those that do
-not fit on chip, high sends all.
+Memory, two levels. What goes to DRAM is a choice of how operations are fused, and there are three, by name:
+
+- "fused": a GEMM reads its operands and writes its result once; element ops stay on chip. The low end.
+- "chained": a GEMM also needs each activation and error written before it can be read, once, at its stored bits;
+  batch norm reads its inputs, the one it saved for backward too; element-wise ops and quantizers (a block is a sample
+  or a channel, and fits on chip) ride along with their neighbours; the optimizer moves its tensors. Nominal.
+- "unfused": every element op reads and writes through DRAM on its own on top of that. The high end.
+
+"chained" and "unfused" take for a GEMM the lower bound of Hong and Kung (STOC 1981) for the chip's buffer, if that is
+more: 2*m*n*k/sqrt(S) operands with S operands of mean width on chip (it ignores that im2col rows overlap). Whatever
+goes to DRAM passes the buffer; each MAC fetches its two operands from there, divided by the profile's operand_reuse.
+
+Low, nominal and high are ends of an *energy*. A *ratio* of two energies on one chip may leave the ratios of the ends:
+`corners_j` has the total under every combination of fusion, DRAM price and operand reuse, for a joint ratio.
 
 Not modelled: what the profile's `leaves_out` lists, and `counts.uncounted`. The profile's 8-bit integer and 16-bit
 float adds are not used, because accumulators are 32 bits wide.
@@ -22,12 +30,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import product
+from typing import Literal
 
 from energy_models.counts import FP32_BITS, ElementOps, Gemm, NumberFormat, OpCounts
 from energy_models.profiles import Constant, HardwareProfile
 
+Fusion = Literal["fused", "chained", "unfused"]
+FUSIONS: tuple[Fusion, ...] = ("fused", "chained", "unfused")
+CORNERS = len(FUSIONS) * 2 * 2
 _INTEGER_KINDS = ("block_float", "fixed_point")
+_RIDES_ALONG = frozenset({"relu", "max_pool", "avg_pool", "elementwise", "softmax", "loss", "sum", "quantizer"})
+_READS_ITS_INPUTS = frozenset({"batch_norm"})
 _SIGNIFICAND_FP16, _SIGNIFICAND_FP32 = 11, 24
 _PJ = 1e-12
 
@@ -54,17 +68,22 @@ _ZERO = Range(0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class ModelledEnergy:
-    """Modelled joules by component, and the DRAM traffic in bytes behind `memory_j`."""
+    """Modelled joules by component, the DRAM traffic in bytes behind `memory_j`, and the totals at the corners.
+
+    `corners_j` are the total joules under each combination of fusion, DRAM price (low, high) and operand reuse (low,
+    high), in a fixed order: two energies under one profile compare corner by corner.
+    """
 
     compute_j: Range  # the GEMMs' MACs and alignments
     memory_j: Range  # DRAM and on-chip buffer, GEMMs and element ops
     other_j: Range  # arithmetic of element ops
     traffic_bytes: Range
+    corners_j: tuple[float, ...]
 
     @classmethod
     def zero(cls) -> ModelledEnergy:
         """Nothing done: the start of a sum."""
-        return cls(_ZERO, _ZERO, _ZERO, _ZERO)
+        return cls(_ZERO, _ZERO, _ZERO, _ZERO, (0.0,) * CORNERS)
 
     def __add__(self, other: ModelledEnergy) -> ModelledEnergy:
         return ModelledEnergy(
@@ -72,6 +91,16 @@ class ModelledEnergy:
             self.memory_j + other.memory_j,
             self.other_j + other.other_j,
             self.traffic_bytes + other.traffic_bytes,
+            tuple(a + b for a, b in zip(self.corners_j, other.corners_j, strict=True)),
+        )
+
+    def __mul__(self, factor: float) -> ModelledEnergy:
+        return ModelledEnergy(
+            self.compute_j * factor,
+            self.memory_j * factor,
+            self.other_j * factor,
+            self.traffic_bytes * factor,
+            tuple(corner * factor for corner in self.corners_j),
         )
 
     @property
@@ -100,48 +129,88 @@ def estimate(counts: OpCounts, profile: HardwareProfile) -> ModelledEnergy:
 
     What `counts.uncounted` lists is not in it.
     """
-    low, nominal, high = (_at_end(counts, end) for end in _ends(profile))
-    compute, memory, other, traffic = (Range(*parts) for parts in zip(low, nominal, high, strict=True))
-    return ModelledEnergy(compute, memory, other, traffic)
+    ends = {end: _arithmetic(profile, end) for end in ("low", "nominal", "high")}
+    compute = Range(*(sum(a.gemm_pj(gemm) for gemm in counts.gemms) * _PJ for a in ends.values()))
+    other = Range(*(sum(a.element_ops_pj(op) for op in counts.element_ops) * _PJ for a in ends.values()))
+    moved = {fusion: _moved(counts, fusion, profile) for fusion in FUSIONS}
+    dram, reuse = profile.dram.per_bit(), profile.operand_reuse
+    memory = Range(
+        moved["fused"].joules(dram.low, profile.sram.per_bit().low, reuse.high),
+        moved["chained"].joules(dram.value, profile.sram.per_bit().value, reuse.value),
+        moved["unfused"].joules(dram.high, profile.sram.per_bit().high, reuse.low),
+    )
+    traffic = Range(*(moved[fusion].dram_bits / 8 for fusion in FUSIONS))
+    arithmetic_j, sram = compute.nominal + other.nominal, profile.sram.per_bit().value
+    corners = tuple(
+        arithmetic_j + moved[fusion].joules(dram_price, sram, reused)
+        for fusion, dram_price, reused in product(FUSIONS, (dram.low, dram.high), (reuse.low, reuse.high))
+    )
+    return ModelledEnergy(compute, memory, other, traffic, corners)
 
 
-class _Joules(NamedTuple):
-    compute_j: float
-    memory_j: float
-    other_j: float
-    traffic_bytes: float
+# ---- memory ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Prices:
-    """One end (low, nominal or high) of a profile, with the choices that belong to it."""
+class _Moved:
+    """Bits that cross each level of the memory; `fetched_bits` are the operands of every MAC, before any reuse."""
 
-    end: str
-    int_add: float  # pJ
+    dram_bits: float
+    on_chip_bits: float
+    fetched_bits: float
+
+    def joules(self, dram_pj: float, sram_pj: float, operand_reuse: float) -> float:
+        through_buffer = self.dram_bits + self.on_chip_bits + self.fetched_bits / operand_reuse
+        return (self.dram_bits * dram_pj + through_buffer * sram_pj) * _PJ
+
+
+def _moved(counts: OpCounts, fusion: Fusion, profile: HardwareProfile) -> _Moved:
+    trained = {gemm.layer for gemm in counts.gemms if gemm.gemm == "grad_weight"}
+    capacity_bits = profile.capacity.value * 1024 * 8
+    dram_bits = on_chip_bits = fetched_bits = 0.0
+    for gemm in counts.gemms:
+        dram_bits += _gemm_dram_bits(gemm, fusion, capacity_bits, gemm.layer in trained) * gemm.times
+        fetched_bits += gemm.macs * (gemm.a.bits + gemm.b.bits)
+    for op in counts.element_ops:
+        to_dram = _element_ops_dram_bits(op, fusion)
+        dram_bits += to_dram * op.times
+        on_chip_bits += (op.read_bits + op.write_bits - to_dram) * op.times
+    return _Moved(dram_bits, on_chip_bits, fetched_bits)
+
+
+def _gemm_dram_bits(gemm: Gemm, fusion: Fusion, capacity_bits: float, trained: bool) -> float:
+    result_bits = FP32_BITS * gemm.result_elements
+    compulsory = float(gemm.a.stored_bits + gemm.b.stored_bits + result_bits)
+    if fusion == "fused":
+        return compulsory
+    width = (gemm.a.bits + gemm.b.bits) / 2
+    hong_kung = 2 * gemm.batch * gemm.m * gemm.n * gemm.k / math.sqrt(capacity_bits / width) * width
+    first_readers = {"activation": "output", "error": "grad_weight" if trained else "grad_input"}
+    written = sum(o.stored_bits for o in (gemm.a, gemm.b) if first_readers.get(o.name) == gemm.gemm)
+    return max(compulsory, hong_kung + result_bits) + written
+
+
+def _element_ops_dram_bits(op: ElementOps, fusion: Fusion) -> int:
+    if fusion == "fused" or (fusion == "chained" and op.kind in _RIDES_ALONG):
+        return 0
+    if fusion == "chained" and op.kind in _READS_ITS_INPUTS:
+        return op.read_bits
+    return op.read_bits + op.write_bits
+
+
+# ---- arithmetic --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Arithmetic:
+    """One end (low, nominal or high) of a profile's arithmetic, pJ per operation."""
+
+    int_add: float
     float_add: float
     float_mult: float
     int_mult_8: float
     int_mult_32: float
     float_mult_16: float
-    sram: float  # pJ/bit
-    dram: float
-    capacity_bits: float
-    operand_reuse: float
-
-    def element_ops_dram_bits(self, op: ElementOps) -> int:
-        bits = op.read_bits + op.write_bits
-        spills = self.end == "high" or (self.end == "nominal" and bits > self.capacity_bits)
-        return bits if spills else 0
-
-    def gemm_dram_bits(self, gemm: Gemm) -> float:
-        result_bits = FP32_BITS * gemm.result_elements
-        compulsory = float(gemm.a.stored_bits + gemm.b.stored_bits + result_bits)
-        if self.end == "low":
-            return compulsory
-        width = (gemm.a.bits + gemm.b.bits) / 2
-        on_chip = self.capacity_bits / width
-        hong_kung = 2 * gemm.batch * gemm.m * gemm.n * gemm.k / math.sqrt(on_chip) * width
-        return max(compulsory, hong_kung + result_bits)
 
     def mac_pj(self, a: NumberFormat, b: NumberFormat) -> float:
         if a.kind in _INTEGER_KINDS and b.kind in _INTEGER_KINDS:
@@ -151,7 +220,7 @@ class _Prices:
         product = max(_significand_bits(a) * _significand_bits(b), _SIGNIFICAND_FP16**2)
         return _power_law(product, *published) + self.float_add
 
-    def gemm_compute_pj(self, gemm: Gemm) -> float:
+    def gemm_pj(self, gemm: Gemm) -> float:
         a, b = gemm.a.format, gemm.b.format
         energy = gemm.macs * self.mac_pj(a, b)
         if a.kind in _INTEGER_KINDS and b.kind in _INTEGER_KINDS:
@@ -159,7 +228,22 @@ class _Prices:
         return energy
 
     def element_ops_pj(self, op: ElementOps) -> float:
-        return op.fp_add * self.float_add + op.fp_mul * self.float_mult + op.int_add * self.int_add
+        once = op.fp_add * self.float_add + op.fp_mul * self.float_mult + op.int_add * self.int_add
+        return once * op.times
+
+
+def _arithmetic(profile: HardwareProfile, end: str) -> _Arithmetic:
+    def at(constant: Constant) -> float:
+        return {"low": constant.low, "nominal": constant.value, "high": constant.high}[end]
+
+    return _Arithmetic(
+        int_add=at(profile.int_add_32),
+        float_add=at(profile.float_add_32),
+        float_mult=at(profile.float_mult_32),
+        int_mult_8=at(profile.int_mult_8),
+        int_mult_32=at(profile.int_mult_32),
+        float_mult_16=at(profile.float_mult_16),
+    )
 
 
 def _significand_bits(fmt: NumberFormat) -> int:
@@ -170,42 +254,3 @@ def _power_law(x: float, first: tuple[float, float], second: tuple[float, float]
     """y on the line through two points in log-log space, before, between and after them."""
     (x1, y1), (x2, y2) = first, second
     return y1 * math.pow(x / x1, math.log(y2 / y1) / math.log(x2 / x1))
-
-
-def _ends(profile: HardwareProfile) -> tuple[_Prices, _Prices, _Prices]:
-    return _prices(profile, "low"), _prices(profile, "nominal"), _prices(profile, "high")
-
-
-def _prices(profile: HardwareProfile, end: str) -> _Prices:
-    def at(constant: Constant) -> float:
-        return {"low": constant.low, "nominal": constant.value, "high": constant.high}[end]
-
-    # More reuse means less energy, so its high end belongs to the low energy.
-    reuse = profile.operand_reuse
-    return _Prices(
-        end,
-        int_add=at(profile.int_add_32),
-        float_add=at(profile.float_add_32),
-        float_mult=at(profile.float_mult_32),
-        int_mult_8=at(profile.int_mult_8),
-        int_mult_32=at(profile.int_mult_32),
-        float_mult_16=at(profile.float_mult_16),
-        sram=at(profile.sram.per_bit()),
-        dram=at(profile.dram.per_bit()),
-        capacity_bits=profile.capacity.value * 1024 * 8,
-        operand_reuse={"low": reuse.high, "nominal": reuse.value, "high": reuse.low}[end],
-    )
-
-
-def _at_end(counts: OpCounts, prices: _Prices) -> _Joules:
-    compute_pj = other_pj = dram_bits = sram_bits = 0.0
-    for gemm in counts.gemms:
-        compute_pj += prices.gemm_compute_pj(gemm)
-        dram_bits += prices.gemm_dram_bits(gemm) * gemm.times
-        sram_bits += gemm.macs * (gemm.a.bits + gemm.b.bits) / prices.operand_reuse
-    for op in counts.element_ops:
-        other_pj += prices.element_ops_pj(op) * op.times
-        dram_bits += prices.element_ops_dram_bits(op) * op.times
-        sram_bits += (op.read_bits + op.write_bits) * op.times
-    memory_pj = dram_bits * prices.dram + sram_bits * prices.sram
-    return _Joules(compute_pj * _PJ, memory_pj * _PJ, other_pj * _PJ, dram_bits / 8)

@@ -103,9 +103,15 @@ def gather(config: Config, results: Sequence[ArmResult]) -> Comparison:
         rows=rows,
         mask_histories=tuple(_mask_histories(results)),
         splits=_task(config.task, config.device).samples,
-        notes=NOTES,
+        notes=(*NOTES, *_uncounted(rows)),
         margin=config.margin,
     )
+
+
+def _uncounted(rows: Mapping[str, Sequence[LedgerRow]]) -> list[str]:
+    """What was seen in training and has no formula, in one line; nothing if nothing is missing."""
+    listed = {str(row.metrics["uncounted"]) for of in rows.values() for row in of if "uncounted" in row.metrics}
+    return [f"Not counted, for want of a formula: {'; '.join(sorted(listed))}."] if listed else []
 
 
 def _mask_histories(results: Sequence[ArmResult]) -> Iterator[MaskHistory]:

@@ -65,7 +65,7 @@ class Config:
 
     @property
     def lab(self) -> LabSettings:
-        return LabSettings(self.task, self.model, self.training, self.ticket, self.device, self.backend)
+        return LabSettings(self.task, self.model, self.training, self.ticket, self.device, self.backend, self.threads)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

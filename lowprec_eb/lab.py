@@ -32,7 +32,7 @@ from lowprec_eb.strict_config import digest
 from lowprec_eb.tasks import Task, TaskSettings
 from lowprec_eb.tickets import Ticket, TicketSettings, batch_norms, draw_by_gamma, keep_random, plan_compaction
 from lowprec_eb.train import TrainSettings
-from lowprec_eb.versions import package_version
+from lowprec_eb.versions import software_fingerprint
 
 PipelineName = Literal["full", "network_slimming", "one_shot_ticket", "early_bird", "random_ticket"]
 PrecisionName = Literal["fp32", "bf16", "bfp8", "swalp8"]
@@ -81,6 +81,7 @@ class LabSettings:
     ticket: TicketSettings
     device: str = "cpu"
     backend: str = "auto"
+    threads: int = 1
 
 
 class Lab(ABC):
@@ -173,7 +174,7 @@ class Lab(ABC):
 
     def _stage(self, start: Start, phase: StagePhase, precision: Precision, sparsity: float, detect: bool) -> Stage:
         return Stage(
-            task=self.settings.task,
+            task=replace(self.settings.task, data_root=None),
             model=self.settings.model,
             training=self.settings.training,
             seed=self.seed,
@@ -185,7 +186,9 @@ class Lab(ABC):
             detector=self.tickets if detect else None,
             profile=f"{self.profile.name}/{digest(self.profile)}",
             device=self.settings.device,
-            version=package_version(),
+            threads=self.settings.threads,
+            data=self.task.fingerprint,
+            software=software_fingerprint(),
         )
 
 

@@ -17,22 +17,26 @@ from lowprec_eb.gemm import Conv2dProducts, LinearProducts, Products
 from lowprec_eb.precision import Precision
 from lowprec_eb.quantize import draw_seeds, quantize
 
+_ROUNDED = ("activation", "weight", "output", "error")
+
 
 class _Rounder:
     """Rounds the operands of one forward and backward pass, each with its own seed drawn in the forward pass.
 
-    Drawing in the forward pass keeps the stream independent of the order in which autograd runs the layers.
+    In eval mode everything rounds to nearest, the error of a backward pass included. Drawing in the forward pass
+    keeps the stream independent of the order in which autograd runs the layers.
     """
 
     def __init__(self, precision: Precision, training: bool) -> None:
         self.precision = precision
         self.rounding = precision.rounding if training else "nearest"
-        self.seeds = iter(draw_seeds(4).unbind()) if self.rounding == "stochastic" else None
+        self.seeds = draw_seeds(len(_ROUNDED)).unbind() if self.rounding == "stochastic" else None
 
-    def __call__(self, x: Tensor, fmt: Format | None) -> Tensor:
-        seed = next(self.seeds) if self.seeds is not None else None
+    def __call__(self, x: Tensor, operand: str) -> Tensor:
+        fmt: Format | None = getattr(self.precision, operand)
         if fmt is None:
             return x
+        seed = None if self.seeds is None else self.seeds[_ROUNDED.index(operand)]
         return quantize(x, fmt, self.rounding, seed=seed, backend=self.precision.backend)  # type: ignore[arg-type]
 
 
@@ -43,20 +47,19 @@ class _LowPrecisionProduct(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rounder: _Rounder, products: Products
     ) -> Tensor:
-        formats = rounder.precision
-        activation, rounded_weight = rounder(x, formats.activation), rounder(weight, formats.weight)
+        activation, rounded_weight = rounder(x, "activation"), rounder(weight, "weight")
         ctx.save_for_backward(activation, rounded_weight)
         ctx.rounder, ctx.products = rounder, products
         result = products.output(activation, rounded_weight)
         if bias is not None:
             result += bias.view(-1, *[1] * (weight.dim() - 2))
-        return rounder(result, formats.output)
+        return rounder(result, "output")
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         activation, weight = ctx.saved_tensors
-        error = ctx.rounder(grad_output, ctx.rounder.precision.error)
+        error = ctx.rounder(grad_output, "error")
         wants_input, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         return (
             ctx.products.grad_input(error, weight, activation) if wants_input else None,

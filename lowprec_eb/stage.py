@@ -19,6 +19,7 @@ from energy_models import (
     LedgerKey,
     LedgerRow,
     MeasuredEnergy,
+    ModelledEnergy,
     OpCounts,
     estimate,
     measure,
@@ -29,6 +30,7 @@ from lowprec_eb.lowering import lower, raise_
 from lowprec_eb.models import ModelSettings
 from lowprec_eb.optim import LowPrecisionOptimizer
 from lowprec_eb.precision import Precision
+from lowprec_eb.quantize.random_bits import derive_seed
 from lowprec_eb.strict_config import digest, to_plain
 from lowprec_eb.tasks import Task, TaskSettings
 from lowprec_eb.tickets import EarlyBird, Ticket, TicketSettings, gamma_scores
@@ -42,8 +44,9 @@ StagePhase = Literal["search", "train", "retrain"]
 class Stage:
     """Everything that decides what a stage computes and what its ledger says. Its hash is its name.
 
-    ``start`` names the weights it begins with, ``profile`` the hardware profile with its content's hash, ``version``
-    the version of this package.
+    ``start`` names the weights it begins with, ``data`` is a hash of the examples (the folder they came from does not
+    count), ``profile`` is the hardware profile with a hash of its content, ``software`` that of this package's sources
+    and torch's version.
     """
 
     task: TaskSettings
@@ -58,7 +61,9 @@ class Stage:
     detector: TicketSettings | None
     profile: str
     device: str
-    version: str
+    threads: int
+    data: str
+    software: str
 
     @property
     def key(self) -> str:
@@ -155,18 +160,22 @@ class StageRun(Callback):
         run: str,
     ) -> None:
         self.stage, self.start, self.task, self.profile, self.folder = stage, start, task, profile, folder
+        self.precision_name = precision.name
         self.model = copy.deepcopy(start.model).to(stage.device)
         lower(self.model, precision)
-        self.optimizer = LowPrecisionOptimizer(stage.training.optimizer(self.model), precision, stage.seed)
+        rounding_seed = derive_seed(stage.seed, int(stage.key, 16))
+        self.optimizer = LowPrecisionOptimizer(stage.training.optimizer(self.model), precision, rounding_seed)
         if start.optimizer_state is not None:
-            self.optimizer.inner.load_state_dict(dict(start.optimizer_state))
+            # A copy: torch keeps the tensors it is given, and another arm may begin with the same ones.
+            self.optimizer.inner.load_state_dict(copy.deepcopy(dict(start.optimizer_state)))
         self.detector = _detector(stage.detector)
         self.position = _Position(next_epoch=stage.first_epoch)
         self.progress: Progress | None = None
+        self.priced: dict[int, ModelledEnergy] = {}
         self.ledger = Ledger(folder / "ledger.jsonl")
-        self.run_name = self._identify(run)
+        self.run_name = run
 
-    def _identify(self, run: str) -> str:
+    def _first_run(self, run: str) -> str:
         """The run that began this stage: a later run that goes on with it keeps the name, so no epoch has two keys."""
         identity = self.folder / "stage.json"
         if not identity.exists():
@@ -182,6 +191,7 @@ class StageRun(Callback):
         """Train what is left to train; a finished stage is only read."""
         self.progress = progress
         with FileLock(self.folder / "lock"):  # another process may be at the same stage; freed when it dies
+            self.run_name = self._first_run(self.run_name)
             self._resume()
             if not self.position.finished:
                 self.costs = self._count()
@@ -194,12 +204,18 @@ class StageRun(Callback):
     def after_epoch(self, report: EpochReport) -> bool:
         """Detect, validate, write the ledger, then the checkpoint: a kill in between repeats the epoch."""
         with measure(self.stage.device) as detecting:
-            ticket = self.detector.update(self.model, self.stage.precision) if self.detector else None
+            ticket = self.detector.update(self.model, self.precision_name) if self.detector else None
         with measure(self.stage.device) as validating:
             _, accuracy = self.task.evaluate(self.model, "validation")
         distance = max(self.detector.distances(), default=None) if self.detector else None
         samples = self.task.samples
-        metrics = {"loss": report.loss, "validation_accuracy": accuracy, "mask_distance": distance}
+        metrics: dict[str, float | str | None] = {
+            "loss": report.loss,
+            "validation_accuracy": accuracy,
+            "mask_distance": distance,
+        }
+        if self.costs.uncounted:
+            metrics["uncounted"] = "; ".join(self.costs.uncounted)
         row = self._charge(self.stage.phase, report.epoch, self.costs.train, samples["train"], report.measured, metrics)
         if self.detector:
             self._charge("detect", report.epoch, self.costs.detect, 0, detecting, {"mask_distance": distance})
@@ -276,7 +292,7 @@ class StageRun(Callback):
         row = LedgerRow.from_counts(
             replace(key, attempt=self.ledger.next_attempt(key)),
             counts,
-            estimate(counts, self.profile),
+            self._price(counts),
             samples=samples,
             measured_j=None if measured is None else measured.energy_j,
             duration_s=0.0 if measured is None else measured.duration_s,
@@ -284,6 +300,12 @@ class StageRun(Callback):
         )
         self.ledger.append(row)
         return row
+
+    def _price(self, counts: OpCounts) -> ModelledEnergy:
+        """Modelled energy; the counts of a stage are the same objects every epoch, so each is priced once."""
+        if id(counts) not in self.priced:
+            self.priced[id(counts)] = estimate(counts, self.profile)
+        return self.priced[id(counts)]
 
     # State ---------------------------------------------------------------------------------------------------------
 

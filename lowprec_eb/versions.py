@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
+from functools import lru_cache
+from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
 
 _PACKAGES = ("lowprec-eb", "torch", "numpy", "qtorch", "torch-pruning", "scikit-learn", "safetensors")
 
 
-def package_version() -> str:
-    """The installed version of lowprec-eb.
+def versions() -> dict[str, str]:
+    """Python and the packages that a result depends on.
 
     Raises:
-        ImportError: it runs from a folder without being installed.
+        ImportError: one of them is not installed.
     """
     try:
-        return version("lowprec-eb")
+        return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
     except PackageNotFoundError as error:
-        raise ImportError("lowprec-eb is not installed: run `pip install .` in its folder") from error
+        raise ImportError(f"{error.name} is not installed: run `pip install .` in the project's folder") from error
 
 
-def versions() -> dict[str, str]:
-    """Python and the packages that a result depends on."""
-    package_version()
-    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+# Sources that show results and do not make them: editing these leaves finished stages valid.
+_PRESENTATION = ("report", "cli.py", "compare.py", "progress.py", "workers.py")
+
+
+@lru_cache(maxsize=1)
+def software_fingerprint() -> str:
+    """A hash of this project's sources and torch's version: results of other code are other results."""
+    content = hashlib.sha256(version("torch").encode())
+    for package in ("energy_models", "lowprec_eb"):
+        with resources.as_file(resources.files(package)) as root:
+            for path in sorted(root.rglob("*.py")):
+                place = path.relative_to(root)
+                if place.parts[0] not in _PRESENTATION:
+                    content.update(f"{package}/{place.as_posix()}".encode() + path.read_bytes())
+    return content.hexdigest()[:12]

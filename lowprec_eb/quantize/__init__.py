@@ -31,7 +31,8 @@ def quantize(
         x: floating-point tensor of any shape.
         fmt: a format of :mod:`lowprec_eb.formats` or a qtorch number.
         rounding: ``"nearest"`` (ties as the format says, to even by default) or ``"stochastic"`` (up with a
-            probability equal to the distance from the lower neighbour in steps, so the expectation is ``x``).
+            probability equal to the distance from the lower neighbour in steps, so the expectation is ``x`` to within
+            the random numbers' grid of ``2 ** -24`` steps).
         seed: stochastic rounding's key: an integer or a 0-d int64 tensor. None draws one from torch's default
             generator.
         offset: global index of element 0, so that the shards of a tensor round as the whole would.

@@ -34,8 +34,11 @@ def sentences(comparison: Comparison) -> list[str]:
 
 
 def lowest_energy_arm(arms: Iterable[ArmSummary], margin: float) -> ArmSummary:
-    """The arm of lowest mean nominal energy among those with a mean test accuracy within ``margin`` of the best one."""
-    return min(_accurate_enough(arms, margin), key=lambda arm: arm.energy.nominal_j)
+    """The arm of lowest mean nominal energy among those with a mean test accuracy within ``margin`` of the best one.
+
+    Of arms that need equal energy (such as a ticket and a random one) it is the most accurate.
+    """
+    return max(_cheapest(arms, margin), key=lambda arm: arm.test_accuracy.mean)
 
 
 def shapley_factors(slimming: float, slimming_8bit: float, ff: float, ll: float) -> tuple[float, float]:
@@ -53,6 +56,13 @@ def _accurate_enough(arms: Iterable[ArmSummary], margin: float) -> list[ArmSumma
     arms = list(arms)
     best = max(arm.test_accuracy.mean for arm in arms)
     return [arm for arm in arms if arm.test_accuracy.mean >= best - margin - _ROUNDING]
+
+
+def _cheapest(arms: Iterable[ArmSummary], margin: float) -> list[ArmSummary]:
+    """All arms of the lowest energy among the accurate ones, equal energies taken together."""
+    enough = _accurate_enough(arms, margin)
+    lowest = min(arm.energy.nominal_j for arm in enough)
+    return [arm for arm in enough if arm.energy.nominal_j <= lowest * (1 + _EQUAL_ENERGY)]
 
 
 # ---- one group of sentences each ---------------------------------------------------------------------------------
@@ -82,11 +92,15 @@ def _winner(comparison: Comparison, arms: tuple[ArmSummary, ...], winner: ArmSum
     best = max(arms, key=lambda arm: arm.test_accuracy.mean)
     enough = _accurate_enough(arms, comparison.margin)
     energy = winner.energy
+    equal = [arm for arm in _cheapest(arms, comparison.margin) if arm is not winner]
+    listed = ", ".join(f"{arm.arm} ({100 * arm.test_accuracy.mean:.2f} %)" for arm in equal)
+    tie = f" Equal to it in energy, and behind it in accuracy: {listed}." if equal else ""
     return [
         f"Lowest energy: {winner.arm}, with {energy_text(energy.nominal_j)} nominal ({energy_text(energy.low_j)} to "
         f"{energy_text(energy.high_j)}) and {100 * winner.test_accuracy.mean:.2f} % test accuracy. It is the cheapest "
         f"by nominal energy of the {len(enough)} of {len(arms)} arms whose mean test accuracy is within "
-        f"{_points(comparison.margin)} of the most accurate arm ({best.arm}, {100 * best.test_accuracy.mean:.2f} %)."
+        f"{_points(comparison.margin)} of the most accurate arm ({best.arm}, "
+        f"{100 * best.test_accuracy.mean:.2f} %).{tie}"
     ]
 
 
@@ -95,11 +109,11 @@ def _against(winner: ArmSummary, baseline: ArmSummary | None, name: str) -> list
         return []
     if baseline is winner:
         return [f"That arm is {name} itself: no arm of comparable accuracy needs less."]
-    ratio = Ratio.of(winner.energy.total_j, baseline.energy.total_j)
+    ratio = Ratio.of(winner.energy, baseline.energy)
     return [
         f"Against {name} ({baseline.arm}), {winner.arm} needs {ratio_text(ratio, ends=False)} of the energy "
-        f"(x{three_digits(ratio.low)} to x{three_digits(ratio.high)} when both take the profile's low or both its high "
-        f"constants). Its test accuracy differs by {_difference_text(accuracy_difference(winner, baseline))}. "
+        f"({_ends_text(ratio)}). "
+        f"Its test accuracy differs by {_difference_text(accuracy_difference(winner, baseline))}. "
         + _separation(winner, baseline, ratio)
     ]
 
@@ -108,11 +122,8 @@ def _separation(a: ArmSummary, b: ArmSummary, ratio: Ratio) -> str:
     if a.energy.high_j < b.energy.low_j or b.energy.high_j < a.energy.low_j:
         return "Their low to high ranges of energy do not even overlap."
     if ratio.high < 1 or ratio.low > 1:
-        return (
-            "Their low to high ranges of energy overlap, but under the same constants for both (low, nominal or high) "
-            "the order stays."
-        )
-    return "Their low to high ranges of energy overlap, and which of the two is cheaper depends on the constants."
+        return "Their low to high ranges of energy overlap, but under the same assumptions for both the order stays."
+    return "Their low to high ranges of energy overlap, and which of the two is cheaper depends on the assumptions."
 
 
 def _eight_bit_claim(comparison: Comparison, roles: Roles) -> list[str]:
@@ -120,19 +131,32 @@ def _eight_bit_claim(comparison: Comparison, roles: Roles) -> list[str]:
     if ll is None or slimming is None:
         return []
     loss = slimming.test_accuracy.mean - ll.test_accuracy.mean
-    ratio = Ratio.of(ll.energy.total_j, slimming.energy.total_j)
+    ratio = Ratio.of(ll.energy, slimming.energy)
     return [
         f"8-bit early bird ({ll.arm}) against network slimming in fp32 ({slimming.arm}): within "
         f"{_points(comparison.margin)}: {_yes(loss <= comparison.margin + _ROUNDING)}; its test accuracy differs by "
         f"{_difference_text(accuracy_difference(ll, slimming))}. Less than a fifth of its modelled energy: "
-        f"{_yes(ratio.nominal < FIFTH)} ({ratio_text(ratio, ends=False)}; x{three_digits(ratio.low)} to "
-        f"x{three_digits(ratio.high)} over the profile's range{_fifth_caveat(ratio)})."
+        f"{_yes(ratio.nominal < FIFTH)} ({ratio_text(ratio, ends=False)}; {_ends_text(ratio)}"
+        f"{_fifth_caveat(ratio)}). By component: {_component_ratios(ll, slimming)}."
     ]
+
+
+def _ends_text(ratio: Ratio) -> str:
+    return (
+        f"x{three_digits(ratio.low)} to x{three_digits(ratio.high)} over how far operations are fused, the DRAM price "
+        "and the operand reuse, the same for both"
+    )
+
+
+def _component_ratios(arm: ArmSummary, baseline: ArmSummary) -> str:
+    names = ("compute", "memory", "other")
+    pairs = [(name, getattr(arm.energy, f"{name}_j"), getattr(baseline.energy, f"{name}_j")) for name in names]
+    return ", ".join(f"{name} x{three_digits(own.nominal / of.nominal)}" for name, own, of in pairs if of.nominal)
 
 
 def _fifth_caveat(ratio: Ratio) -> str:
     if ratio.low < FIFTH <= ratio.high:
-        return ", so the answer depends on the constants"
+        return ", so the answer depends on these assumptions"
     return ""
 
 

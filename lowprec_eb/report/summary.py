@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from energy_models.estimate import ModelledEnergy, Range
+from energy_models.estimate import ModelledEnergy
 from energy_models.ledger import PHASES, LedgerRow, totals
 from lowprec_eb.outcome import Outcome, TicketSummary
 
@@ -108,8 +108,8 @@ class Spread:
 class Ratio:
     """Energy of an arm over energy of another.
 
-    ``low`` and ``high`` are the smallest and the largest of the three ratios low/low, nominal/nominal and high/high:
-    both arms run on the same chip, so its constants err together.
+    ``low`` and ``high`` are the smallest and the largest ratio over the corners of the model (fusion, DRAM price and
+    operand reuse, ``ModelledEnergy.corners_j``), each taken for both arms at once: they run on the same chip.
     """
 
     low: float
@@ -117,12 +117,12 @@ class Ratio:
     high: float
 
     @classmethod
-    def of(cls, energy: Range, baseline: Range) -> Ratio:
-        if min(baseline.low, baseline.nominal, baseline.high) <= 0:
+    def of(cls, energy: ModelledEnergy, baseline: ModelledEnergy) -> Ratio:
+        if min(baseline.nominal_j, *baseline.corners_j) <= 0:
             raise ValueError(f"a baseline's modelled energy must be positive, got {baseline}; check its ledger's rows")
-        nominal = energy.nominal / baseline.nominal
-        ratios = (energy.low / baseline.low, nominal, energy.high / baseline.high)
-        return cls(min(ratios), nominal, max(ratios))
+        nominal = energy.nominal_j / baseline.nominal_j
+        ratios = [a / b for a, b in zip(energy.corners_j, baseline.corners_j, strict=True)]
+        return cls(min(*ratios, nominal), nominal, max(*ratios, nominal))
 
 
 @dataclass(frozen=True)
@@ -257,20 +257,12 @@ def _of_seed(comparison: Comparison, outcome: Outcome) -> SeedSummary:
 
 
 def _mean_energy(energies: list[ModelledEnergy]) -> ModelledEnergy:
-    total = sum(energies, ModelledEnergy.zero())
-    share = 1 / len(energies)
-    return ModelledEnergy(
-        compute_j=total.compute_j * share,
-        memory_j=total.memory_j * share,
-        other_j=total.other_j * share,
-        traffic_bytes=total.traffic_bytes * share,
-    )
+    return sum(energies, ModelledEnergy.zero()) * (1 / len(energies))
 
 
 def _with_ratios(arm: ArmSummary, full: ArmSummary | None, slimming: ArmSummary | None) -> ArmSummary:
-    own = arm.energy.total_j
     return replace(
         arm,
-        vs_full=None if full is None else Ratio.of(own, full.energy.total_j),
-        vs_slimming=None if slimming is None else Ratio.of(own, slimming.energy.total_j),
+        vs_full=None if full is None else Ratio.of(arm.energy, full.energy),
+        vs_slimming=None if slimming is None else Ratio.of(arm.energy, slimming.energy),
     )

@@ -116,7 +116,11 @@ def _energy_table(arms: tuple[ArmSummary, ...]) -> Table:
     scale = Scale.of(arm.energy.nominal_j for arm in arms)
     unit = f"[{scale.prefix}J]"
     components = [f"{component.removesuffix('_j')}\n{unit}" for component in _COMPONENTS]
-    table = _table("Modelled energy, and energy measured by a sensor", "Compute, memory and other are nominal.")
+    table = _table(
+        "Modelled energy, and energy measured by a sensor",
+        "Compute, memory and other are nominal. A ratio's (low-high) is over how far operations are fused, the DRAM "
+        "price and the operand reuse, the same for both arms.",
+    )
     headings = (f"modelled\n{unit}", f"low - high\n{unit}", *components, *_RATIO_HEADINGS, "measured\n[J]")
     _add_columns(table, ("arm",), headings)
     for arm in arms:

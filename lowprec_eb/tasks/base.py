@@ -40,6 +40,10 @@ class Task(Protocol):
         """Number of examples in each split."""
 
     @property
+    def fingerprint(self) -> str:
+        """A hash of the examples of all splits: results on other data are other results."""
+
+    @property
     def batch_size(self) -> int:
         """Examples in a full batch, in training and in evaluation."""
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -97,6 +98,15 @@ class VisionTask:
     def samples(self) -> dict[str, int]:
         """Number of images in each split."""
         return {name: split.labels.shape[0] for name, split in self.splits.items()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The first 12 hex digits of the SHA-256 of all images and labels, split by split."""
+        content = hashlib.sha256()
+        for name, split in sorted(self.splits.items()):
+            content.update(name.encode())
+            content.update(split.images.cpu().numpy().tobytes() + split.labels.cpu().numpy().tobytes())
+        return content.hexdigest()[:12]
 
     def batch_sizes(self, split: str) -> dict[int, int]:
         """Batch size -> number of such batches in one pass over `split` (the last batch may be short)."""

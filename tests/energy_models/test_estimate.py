@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from energy_models.counts import FP32, ElementOps, FormatSpec, Gemm, NumberFormat, OpCounts, Operand, element_ops
-from energy_models.estimate import ModelledEnergy, Range, estimate
+from energy_models.estimate import CORNERS, ModelledEnergy, Range, estimate
 from energy_models.profiles import load_profile
 
 PROFILE = load_profile("45nm")
@@ -80,18 +80,36 @@ def test_integer_operands_of_two_widths_meet_at_the_geometric_mean() -> None:
 def test_memory_of_one_conv(fmt: NumberFormat, bits: int, scales_bits: int) -> None:
     energy = estimate(conv(fmt, fmt), PROFILE)
     compulsory = (ELEMENTS + WEIGHTS) * bits + scales_bits + ELEMENTS * 32
+    written = ELEMENTS * bits + (8 if scales_bits else 0)  # the activation, before the GEMM can read it
     on_chip = 1024 * 1024 * 8 / bits
-    dram_bits = max(compulsory, 2 * MACS / math.sqrt(on_chip) * bits + ELEMENTS * 32)
+    dram_bits = max(compulsory, 2 * MACS / math.sqrt(on_chip) * bits + ELEMENTS * 32) + written
     fetched = MACS * 2 * bits
     assert energy.traffic_bytes.low == compulsory / 8
     assert energy.traffic_bytes.nominal == energy.traffic_bytes.high == pytest.approx(dram_bits / 8)
+    sram = 100 / 64
     pj = (
-        compulsory * 1300 / 64 + fetched / 128 * 100 / 64,
-        dram_bits * 1950 / 64 + fetched / 16 * 100 / 64,
-        dram_bits * 2600 / 64 + fetched * 100 / 64,
+        compulsory * (1300 / 64 + sram) + fetched / 128 * sram,
+        dram_bits * (1950 / 64 + sram) + fetched / 16 * sram,
+        dram_bits * (2600 / 64 + sram) + fetched * sram,
     )
     memory = energy.memory_j
     assert (memory.low, memory.nominal, memory.high) == pytest.approx(tuple(value * 1e-12 for value in pj))
+
+
+def backward(fmt: NumberFormat, gemms: tuple[str, ...]) -> OpCounts:
+    """The backward GEMMs of a linear layer (64 rows, 10 inputs, 20 outputs)."""
+    error = Operand("error", 64 * 20, 64, 20, fmt)
+    others = {"grad_input": Operand("weight", 200, 20, 1, fmt), "grad_weight": Operand("activation", 640, 64, 1, fmt)}
+    shapes = {"grad_input": (64, 10, 20), "grad_weight": (20, 10, 64)}
+    results = {"grad_input": 640, "grad_weight": 200}
+    return OpCounts(tuple(Gemm("fc", g, 1, *shapes[g], error, others[g], results[g]) for g in gemms))
+
+
+def test_an_error_is_written_once_for_both_gemms_that_read_it() -> None:
+    both = estimate(backward(FIXED8, ("grad_input", "grad_weight")), PROFILE).traffic_bytes
+    assert both.nominal - both.low == 64 * 20
+    frozen = estimate(backward(FIXED8, ("grad_input",)), PROFILE).traffic_bytes
+    assert frozen.nominal - frozen.low == 64 * 20
 
 
 def test_a_large_product_is_bound_by_the_buffer() -> None:
@@ -99,17 +117,25 @@ def test_a_large_product_is_bound_by_the_buffer() -> None:
     a, b = Operand("activation", size**2, size, size), Operand("weight", size**2, size, size)
     energy = estimate(OpCounts((Gemm("fc", "output", 1, size, size, size, a, b, size**2),)), PROFILE)
     assert energy.traffic_bytes.low == 3 * size**2 * 4
-    assert energy.traffic_bytes.nominal == pytest.approx((2 * size**3 / 512 + size**2) * 4)  # sqrt(2**18 operands)
+    hong_kung = 2 * size**3 / 512  # sqrt(2**18 operands)
+    assert energy.traffic_bytes.nominal == pytest.approx((hong_kung + 2 * size**2) * 4)
 
 
-def test_element_ops_reach_dram_when_they_do_not_fit() -> None:
-    small = estimate(element_ops("relu", 1000, read_bits=32, write_bits=32), PROFILE)
-    assert (small.traffic_bytes.low, small.traffic_bytes.nominal, small.traffic_bytes.high) == (0, 0, 8000)
-    large = estimate(element_ops("relu", 1000_000, read_bits=32, write_bits=32), PROFILE)
-    assert (large.traffic_bytes.low, large.traffic_bytes.nominal) == (0, 8_000_000)
-    assert large.memory_j.nominal == pytest.approx(64e6 * (1950 + 100) / 64 * 1e-12)
-    # Many small ones still fit, one after the other.
-    assert estimate(element_ops("relu", 1000, read_bits=32, write_bits=32) * 1000, PROFILE).traffic_bytes.nominal == 0
+@pytest.mark.parametrize(
+    ("kind", "nominal_bits"),
+    [("relu", 0), ("max_pool", 0), ("quantizer", 0), ("batch_norm", 96), ("optimizer", 128), ("mask_distance", 128)],
+)
+def test_what_element_ops_move_through_dram(kind: str, nominal_bits: int) -> None:
+    """Element-wise ops ride along, batch norm reads its inputs, the optimizer moves its tensors; at worst all do."""
+    traffic = estimate(element_ops(kind, 1000, read_bits=96, write_bits=32), PROFILE).traffic_bytes
+    assert (traffic.low, traffic.nominal, traffic.high) == (0, nominal_bits * 125, 128 * 125)
+
+
+def test_corners_bracket_nothing_but_themselves_and_add_up() -> None:
+    a, b = estimate(conv(FP32, FP32), PROFILE), estimate(conv(BFP8, BFP8), PROFILE)
+    assert len(a.corners_j) == CORNERS and min(a.corners_j) < a.nominal_j < max(a.corners_j)
+    assert (a + b).corners_j == tuple(x + y for x, y in zip(a.corners_j, b.corners_j, strict=True))
+    assert (a * 0.5).corners_j == pytest.approx(tuple(x / 2 for x in a.corners_j))
 
 
 def test_arithmetic_of_element_ops() -> None:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from energy_models.estimate import ModelledEnergy, Range
+from energy_models.estimate import CORNERS, ModelledEnergy, Range
 from energy_models.ledger import GEMMS, PHASES, Ledger, LedgerKey, LedgerRow, PhaseTotals, settled, totals
 
 KEY = LedgerKey("run", "dense", "train", 0)
@@ -23,7 +23,7 @@ KEY = LedgerKey("run", "dense", "train", 0)
 
 def modelled(joules: float) -> ModelledEnergy:
     part = Range(joules / 2, joules, joules * 2)
-    return ModelledEnergy(compute_j=part, memory_j=part, other_j=part, traffic_bytes=part)
+    return ModelledEnergy(part, part, part, traffic_bytes=part, corners_j=(joules,) * CORNERS)
 
 
 def row(key: LedgerKey = KEY, samples: int = 10, **changes: Any) -> LedgerRow:
@@ -263,10 +263,11 @@ def test_settling_keeps_each_work_once_with_its_highest_attempt(given_rows: list
 
 
 def assert_close(one: ModelledEnergy, other: ModelledEnergy) -> None:
-    for field in dataclasses.fields(ModelledEnergy):
+    for name in ("compute_j", "memory_j", "other_j", "traffic_bytes"):
         for bound in ("low", "nominal", "high"):
-            a, b = (getattr(getattr(energy, field.name), bound) for energy in (one, other))
-            assert math.isclose(a, b, rel_tol=1e-12), (field.name, bound)
+            a, b = (getattr(getattr(energy, name), bound) for energy in (one, other))
+            assert math.isclose(a, b, rel_tol=1e-12), (name, bound)
+    assert one.corners_j == pytest.approx(other.corners_j, rel=1e-12)
 
 
 @settings(max_examples=30, deadline=None)

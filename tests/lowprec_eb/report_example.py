@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from energy_models import LedgerKey, LedgerRow, ModelledEnergy, Range
+from energy_models.estimate import CORNERS
 from lowprec_eb.outcome import Outcome, TicketSummary
 from lowprec_eb.report import Comparison, MaskHistory
 
@@ -37,7 +38,10 @@ def energy(nominal_j: float, bits: int = 32) -> ModelledEnergy:
     memory = 0.3 + 0.3 * (1 - bits / 32)
     shares = ((0.95 - memory, 0.8, 1.2), (memory, 0.5, 2.2), (0.05, 0.7, 1.5))
     parts = [Range(low * share * nominal_j, share * nominal_j, high * share * nominal_j) for share, low, high in shares]
-    return ModelledEnergy(*parts, traffic_bytes=Range(*(1e7 * nominal_j * factor for factor in (1, 2, 3))))
+    traffic = Range(*(1e7 * nominal_j * factor for factor in (1, 2, 3)))
+    arithmetic = parts[0].nominal + parts[2].nominal
+    corners = tuple(arithmetic + parts[1].nominal * (0.5 + corner / 6) for corner in range(CORNERS))
+    return ModelledEnergy(*parts, traffic_bytes=traffic, corners_j=corners)
 
 
 def row(

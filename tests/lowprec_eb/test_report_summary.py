@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_example import ARMS, energy, example_comparison, outcome, row
 
-from energy_models import Range
+from energy_models import ModelledEnergy, Range
+from energy_models.estimate import CORNERS
 from lowprec_eb.report import Comparison, MaskHistory, Ratio, Spread, summarise
 from lowprec_eb.report.curves import epoch_curve, mask_distances, mean_curve
 from lowprec_eb.report.summary import accuracy_difference
@@ -81,7 +82,8 @@ def test_baselines_are_the_first_arms_that_are_fp32_throughout() -> None:
     assert full.vs_full == Ratio(1, 1, 1)
     assert slimming.vs_slimming == Ratio(1, 1, 1)
     assert ll.vs_full.nominal == pytest.approx(ll.energy.nominal_j / full.energy.nominal_j)
-    assert ll.vs_slimming.high == pytest.approx(ll.energy.high_j / slimming.energy.high_j)
+    corners = [a / b for a, b in zip(ll.energy.corners_j, slimming.energy.corners_j, strict=True)]
+    assert (ll.vs_slimming.low, ll.vs_slimming.high) == (min(corners), max(corners))
     comparison = example_comparison()
     no_baseline = tuple(o for o in comparison.outcomes if o.arm not in ("full fp32", "slimming fp32"))
     assert all(
@@ -89,17 +91,24 @@ def test_baselines_are_the_first_arms_that_are_fp32_throughout() -> None:
     )
 
 
-@given(st.lists(st.floats(1e-9, 1e9), min_size=6, max_size=6))
-def test_a_ratio_takes_both_arms_at_the_same_end_of_the_profile(ends: list[float]) -> None:
-    a, b = Range(*ends[:3]), Range(*ends[3:])
-    ratio = Ratio.of(a, b)
-    each = (a.low / b.low, a.nominal / b.nominal, a.high / b.high)
-    assert (ratio.low, ratio.nominal, ratio.high) == (min(each), each[1], max(each))
+def modelled(nominal: float, corners: list[float]) -> ModelledEnergy:
+    zero = Range(0, 0, 0)
+    return ModelledEnergy(Range(nominal / 2, nominal, nominal * 2), zero, zero, zero, tuple(corners))
+
+
+positive = st.lists(st.floats(1e-9, 1e9), min_size=CORNERS + 1, max_size=CORNERS + 1)
+
+
+@given(positive, positive)
+def test_a_ratio_takes_both_arms_at_the_same_corner_of_the_model(a: list[float], b: list[float]) -> None:
+    ratio = Ratio.of(modelled(a[0], a[1:]), modelled(b[0], b[1:]))
+    each = [x / y for x, y in zip(a, b, strict=True)]
+    assert (ratio.low, ratio.nominal, ratio.high) == (min(each), each[0], max(each))
 
 
 def test_a_baseline_without_energy_is_refused() -> None:
     with pytest.raises(ValueError, match="must be positive"):
-        Ratio.of(Range(1, 1, 1), Range(0, 1, 1))
+        Ratio.of(modelled(1, [1] * CORNERS), modelled(1, [0] + [1] * (CORNERS - 1)))
 
 
 def test_accuracies_are_paired_by_seed() -> None:
