@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowprec_eb.lowering import raise_
-from lowprec_eb.tickets.groups import channel_groups
+from lowprec_eb.tickets.groups import Member, channel_groups
 from lowprec_eb.tickets.ticket import Ticket
 
 _OUT_TENSORS = ("weight", "bias", "running_mean", "running_var")
@@ -65,32 +65,68 @@ def plan_compaction(model: nn.Module, ticket: Ticket, example_inputs: Tensor) ->
     """Find out which part of every tensor survives under ``ticket``.
 
     Raises:
-        ValueError: the ticket is of another model, or its channels pass through a module that cannot be cut.
+        ValueError: the ticket is of another model, its channels pass through a module that cannot be cut, or channels
+            that can only go together (a sum of two branches) are kept here and dropped there.
     """
-    kept: dict[str, dict[int, Tensor]] = {}
     groups = {group.name: group for group in channel_groups(model, example_inputs)}
     if set(groups) != set(ticket.masks):
         raise ValueError(f"the ticket's layers {sorted(ticket.masks)} are not this model's {sorted(groups)}")
+    stays: dict[tuple[str, str], dict[int, bool]] = {}  # (module, side) -> position -> whether it stays
     for name, group in groups.items():
-        if ticket.masks[name].numel() != group.channels:
-            raise ValueError(
-                f"{name}: the ticket has {ticket.masks[name].numel()} channels, the model {group.channels}"
-            )
+        mask = ticket.masks[name]
+        if mask.numel() != group.channels:
+            raise ValueError(f"{name}: the ticket has {mask.numel()} channels, the model {group.channels}")
         for member in group.members:
-            positions = member.kept(ticket.masks[name])
-            tensors, dim = (_OUT_TENSORS, 0) if member.side == "out" else (("weight",), 1)
-            for tensor in tensors:
-                kept.setdefault(f"{member.module}.{tensor}", {})[dim] = positions
+            _mark(stays.setdefault((member.module, member.side), {}), member, mask, name)
+    sizes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    kept: dict[str, dict[int, Tensor]] = {}
+    for (module, side), positions in stays.items():
+        tensors, dim = (_OUT_TENSORS, 0) if side == "out" else (("weight",), 1)
+        width = sizes[f"{module}.weight"][dim]
+        survivors = torch.tensor([p for p in range(width) if positions.get(p, True)], dtype=torch.long)
+        for tensor in tensors:
+            kept.setdefault(f"{module}.{tensor}", {})[dim] = survivors
     return Compaction(kept)
+
+
+def _mark(positions: dict[int, bool], member: Member, mask: Tensor, group: str) -> None:
+    for position, channel in zip(member.positions, member.channels, strict=True):
+        if positions.setdefault(position, bool(mask[channel])) != bool(mask[channel]):
+            raise ValueError(
+                f"channel {channel} of {group!r} is coupled to a channel of another BatchNorm at {member.module!r} "
+                "(branches that are added up), and the ticket keeps only one of them: this cannot be compacted yet"
+            )
 
 
 def compact(model: nn.Module, ticket: Ticket, example_inputs: Tensor) -> nn.Module:
     """A smaller plain model whose outputs equal those of ``model`` after ``ticket.apply(model)``.
 
     Weights, biases and BatchNorm statistics of the surviving channels move along; a lowered model comes back plain.
-    ``example_inputs`` has the shape of one batch.
+    ``example_inputs`` has the shape and type of one batch.
+
+    Raises:
+        ValueError: see :func:`plan_compaction`; or the two models differ on random inputs, because a dropped channel
+            is not zero where it is read (an activation with f(0) != 0, say).
     """
-    return plan_compaction(model, ticket, example_inputs).apply(model)
+    small = plan_compaction(model, ticket, example_inputs).apply(model)
+    masked = raise_(copy.deepcopy(model))
+    ticket.apply(masked)
+    _check_equal(masked, small, example_inputs)
+    return small
+
+
+@torch.no_grad()
+def _check_equal(masked: nn.Module, small: nn.Module, example_inputs: Tensor) -> None:
+    generator = torch.Generator(example_inputs.device).manual_seed(0)
+    inputs = torch.randn(example_inputs.shape, generator=generator, device=example_inputs.device)
+    inputs = inputs.to(example_inputs.dtype)
+    wanted, got = masked.eval()(inputs), copy.deepcopy(small).eval()(inputs)
+    error, scale = (wanted - got).abs().max(), wanted.abs().max()
+    if not error <= 1e-3 * scale + 1e-6:
+        raise ValueError(
+            f"the compacted model differs from the masked one by {float(error):.3g} of {float(scale):.3g}: "
+            "a dropped channel is not zero where it is read; check the activations behind the BatchNorms"
+        )
 
 
 def _refresh_sizes(module: nn.Module) -> None:

@@ -27,11 +27,6 @@ class Member:
     positions: tuple[int, ...]
     channels: tuple[int, ...]
 
-    def kept(self, mask: Tensor) -> Tensor:
-        """Sorted positions (kept,) that stay under ``mask`` (channels,)."""
-        stays = [p for p, c in zip(self.positions, self.channels, strict=True) if bool(mask[c])]
-        return torch.tensor(sorted(stays), dtype=torch.long)
-
 
 @dataclass(frozen=True)
 class ChannelGroup:
@@ -50,9 +45,11 @@ def channel_groups(model: nn.Module, example_inputs: Tensor) -> tuple[ChannelGro
     Raises:
         ValueError: a group reaches a kind of module that compaction cannot cut.
     """
-    plain = raise_(copy.deepcopy(model)).eval()
+    # The graph is read off autograd, which must reach frozen layers too.
+    plain = raise_(copy.deepcopy(model)).eval().requires_grad_(True)
     names = {module: name for name, module in plain.named_modules()}
-    graph = torch_pruning.DependencyGraph().build_dependency(plain, example_inputs)
+    with torch.enable_grad():
+        graph = torch_pruning.DependencyGraph().build_dependency(plain, example_inputs)
     groups = []
     for name, norm in batch_norms(plain).items():
         everything = list(range(norm.num_features))

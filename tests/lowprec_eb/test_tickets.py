@@ -302,7 +302,51 @@ def test_channel_groups_name_what_is_coupled():
     assert [(g.name, g.channels) for g in groups] == [("body.1", 6), ("body.4", 7)]
     members = {(m.module, m.side): m for m in groups[1].members}
     assert set(members) == {("body.4", "out"), ("body.3", "out"), ("head", "in")}
-    assert members["head", "in"].kept(torch.arange(7) == 2).tolist() == list(range(32, 48))
+    head = members["head", "in"]
+    assert [p for p, c in zip(head.positions, head.channels, strict=True) if c == 2] == list(range(32, 48))
+
+
+class Branches(nn.Module):
+    """Two branches that are joined: by concatenation (each has its own channels) or by a sum (they share them)."""
+
+    def __init__(self, join, activation=None):
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), activation or nn.ReLU())
+        self.b = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+        self.join = join
+        self.head = nn.Conv2d(8 if join == "cat" else 4, 5, 1)
+
+    def forward(self, x):
+        joined = torch.cat([self.a(x), self.b(x)], 1) if self.join == "cat" else self.a(x) + self.b(x)
+        return self.head(joined).mean((2, 3))
+
+
+def branch_ticket(a, b):
+    return lp.Ticket({"a.1": torch.tensor(a, dtype=torch.bool), "b.1": torch.tensor(b, dtype=torch.bool)}, 0.5, 0)
+
+
+def test_concatenated_branches_are_cut_each_at_its_own_place():
+    model, x = Branches("cat"), torch.randn(2, 3, 8, 8)
+    ticket = branch_ticket([1, 0, 0, 1], [0, 1, 1, 1])
+    small = lp.compact(model, ticket, x).eval()
+    ticket.apply(model)
+    assert torch.allclose(model.eval()(x), small(x), atol=1e-6)
+    assert small.head.in_channels == 5
+
+
+def test_summed_branches_are_cut_together_or_refused():
+    model, x = Branches("sum"), torch.randn(2, 3, 8, 8)
+    with pytest.raises(ValueError, match="is coupled to a channel of another BatchNorm"):
+        lp.compact(model, branch_ticket([1, 0, 0, 1], [0, 1, 1, 1]), x)
+    same = branch_ticket([1, 0, 0, 1], [1, 0, 0, 1])
+    small = lp.compact(model, same, x).eval()
+    same.apply(model)
+    assert torch.allclose(model.eval()(x), small(x), atol=1e-6)
+
+
+def test_a_dropped_channel_that_is_not_zero_is_noticed():
+    with pytest.raises(ValueError, match="a dropped channel is not zero where it is read"):
+        lp.compact(Branches("cat", nn.Sigmoid()), branch_ticket([1, 0, 0, 1], [1, 1, 1, 1]), torch.randn(2, 3, 8, 8))
 
 
 def test_what_cannot_be_cut_is_named():
