@@ -77,7 +77,7 @@ def _explained(console: Console) -> Iterator[None]:
     """Say what is wrong in words for errors that the person at the keyboard can mend."""
     try:
         yield
-    except (ValueError, FileNotFoundError, FloatingPointError, ImportError) as error:
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
         console.print(f"[bold red]error:[/] {error}", highlight=False, markup=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt:

@@ -77,6 +77,8 @@ def plan(config: Config) -> Comparison:
 @lru_cache(maxsize=1)
 def _task(settings: TaskSettings, device: str) -> VisionTask:
     """The data, read once a process; the arms differ in the order of the batches alone."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: 'cuda' was asked for, and torch sees no GPU here; use --device cpu")
     return make_task(settings, 0, device)
 
 

@@ -11,15 +11,18 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from energy_models import settled, totals
+from energy_models import load_profile, settled, totals
 from lowprec_eb import stage as stage_module
 from lowprec_eb.cli import app
 from lowprec_eb.compare import gather, plan, run_arm
 from lowprec_eb.config import load_config
-from lowprec_eb.lab import ArmSettings
+from lowprec_eb.lab import ArmSettings, TrainingLab
+from lowprec_eb.pipelines import PIPELINES
 from lowprec_eb.report import summarise
+from lowprec_eb.tasks import make_task
 
 ROOT = Path(__file__).parents[2]
 
@@ -262,6 +265,12 @@ def test_dry_run_trains_nothing(tmp_path):
         (["--data", "cifar10", "--data-root", "/nowhere"], "/nowhere"),
         (["--data", "imagenet"], "imagenet"),
         (["--backend", "cuda"], "backend"),
+        (["--set", "nonsense"], "key.key=value"),
+        pytest.param(
+            ["--device", "cuda"],
+            "torch sees no GPU here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
         (["--set", "model.widths=[4, M, M, M, M]"], "poolings"),
     ],
 )
@@ -270,6 +279,36 @@ def test_bad_input_stops_with_a_clear_line(tmp_path, arguments, message):
     assert result.exit_code == 2
     assert message in result.output.replace("\n", " ") and "Traceback" not in result.output
     assert not (tmp_path / "out" / "stages").exists()
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "ledger.jsonl"])
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path, name):
+    config = write_config(tmp_path, seeds="[0]", workers=1)
+    assert invoke("--config", config, "--out", tmp_path / "out").exit_code == 0
+    (path, *_) = sorted((tmp_path / "out").glob(f"stages/*/{name}"))
+    path.write_bytes(path.read_bytes()[:300] + b"\x00\n")
+    result = invoke("--config", config, "--out", tmp_path / "out")
+    output = result.output.replace("\n", "")
+    assert result.exit_code == 2 and path.name in output and "delete it" in output and "Traceback" not in output
+    path.unlink()
+    if name == "state.safetensors":  # the stage runs again from its start, as new attempts in its ledger
+        assert invoke("--config", config, "--out", tmp_path / "out").exit_code == 0
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    result = invoke("--config", write_config(tmp_path), "--out", tmp_path / "file")
+    assert result.exit_code == 2 and "file" in result.output and "Traceback" not in result.output
+
+
+def test_one_lab_serves_arms_that_share_a_search_without_mixing_them(tiny, tmp_path, finished):
+    """Two arms begin with the same searched weights and momentum in one process; each must find them untouched."""
+    task, profile = make_task(tiny.task, 0), load_profile(tiny.profile)
+    lab = TrainingLab(tiny.lab, task, profile, 0, tmp_path / "one-lab", "run")
+    for name in ("LL", "random 8 bit"):
+        arm = next(arm for arm in tiny.pipelines if arm.name == name)
+        alone = next(outcome for outcome in finished.outcomes if outcome.arm == name)
+        assert PIPELINES[arm.pipeline](lab, arm) == alone
 
 
 def test_a_missing_config_is_named(tmp_path):
