@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from filelock import FileLock
@@ -163,7 +163,7 @@ class StageRun(Callback):
         self.precision_name = precision.name
         self.model = copy.deepcopy(start.model).to(stage.device)
         lower(self.model, precision)
-        rounding_seed = derive_seed(stage.seed, int(stage.key, 16))
+        rounding_seed = derive_seed(stage.seed, get_args(StagePhase).index(stage.phase))
         self.optimizer = LowPrecisionOptimizer(stage.training.optimizer(self.model), precision, rounding_seed)
         if start.optimizer_state is not None:
             # A copy: torch keeps the tensors it is given, and another arm may begin with the same ones.
