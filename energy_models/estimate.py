@@ -29,6 +29,7 @@ float adds are not used, because accumulators are 32 bits wide.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
@@ -84,6 +85,24 @@ class ModelledEnergy:
     def zero(cls) -> ModelledEnergy:
         """Nothing done: the start of a sum."""
         return cls(_ZERO, _ZERO, _ZERO, _ZERO, (0.0,) * CORNERS)
+
+    @classmethod
+    def total(cls, energies: Iterable[ModelledEnergy]) -> ModelledEnergy:
+        """The sum, rounded once: it does not depend on the order."""
+        parts = list(energies)
+
+        def summed(name: str) -> Range:
+            ranges = [getattr(part, name) for part in parts]
+            return Range(*(math.fsum(getattr(r, end) for r in ranges) for end in ("low", "nominal", "high")))
+
+        corners = zip(*(part.corners_j for part in parts), strict=True) if parts else [(0.0,)] * CORNERS
+        return cls(
+            summed("compute_j"),
+            summed("memory_j"),
+            summed("other_j"),
+            summed("traffic_bytes"),
+            tuple(math.fsum(corner) for corner in corners),
+        )
 
     def __add__(self, other: ModelledEnergy) -> ModelledEnergy:
         return ModelledEnergy(

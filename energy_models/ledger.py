@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import functools
 import json
 import math
-import operator
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -217,7 +215,7 @@ def _sum(rows: list[LedgerRow]) -> PhaseTotals:
         samples=sum(row.samples for row in rows),
         macs={gemm: sum(sum(row.macs.get(gemm, {}).values()) for row in rows) for gemm in GEMMS},
         bit_ops=sum(row.bit_ops for row in rows),
-        modelled=functools.reduce(operator.add, (row.modelled for row in rows), ModelledEnergy.zero()),
+        modelled=ModelledEnergy.total(row.modelled for row in rows),
         measured_j=math.fsum(measured) if rows and len(measured) == len(rows) else None,
         duration_s=math.fsum(row.duration_s for row in rows),
     )
@@ -237,8 +235,8 @@ def _decode(line: bytes, path: Path, number: int) -> LedgerRow:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the line"
         raise ValueError(
-            f"{path}:{number}: not a ledger row: {where}: {first['msg']}. Restore the file, or delete it: "
-            "its stage then runs again from the start"
+            f"{path}:{number}: not a ledger row: {where}: {first['msg']}. Restore the file, or delete the folder "
+            f"{path.parent}: its stage then runs again from the start"
         ) from None
 
 

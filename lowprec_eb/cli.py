@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from lowprec_eb.compare import plan, run_folder
 from lowprec_eb.config import Config, load_config
@@ -77,8 +79,8 @@ def _explained(console: Console) -> Iterator[None]:
     """Say what is wrong in words for errors that the person at the keyboard can mend."""
     try:
         yield
-    except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        console.print(f"[bold red]error:[/] {error}", highlight=False, markup=True)
+    except (ValueError, OSError, FloatingPointError, ImportError, BrokenProcessPool) as error:
+        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         raise typer.Exit(2) from error
     except KeyboardInterrupt:
         console.print("interrupted; run the same command again to go on", highlight=False)

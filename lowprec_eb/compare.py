@@ -63,7 +63,10 @@ def run_arm(config: Config, out: Path, seed: int, arm: ArmSettings, observer: Co
     profile, label = load_profile(config.profile), (seed, arm.name)
     lab = TrainingLab(config.lab, task, profile, seed, out / "stages", config.run_name, ArmObserver(observer, label))
     observer.begin(label)
-    result = _result(lab, arm)
+    try:
+        result = _result(lab, arm)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"seed {seed}, {arm.name}: {error}") from error
     observer.end(label, result.outcome)
     return result
 

@@ -41,23 +41,38 @@ class Config:
     def __post_init__(self) -> None:
         if not self.name.strip() or "/" in self.name:
             raise ValueError(f"name must be a word that can name a folder, got {self.name!r}")
-        if not self.pipelines:
-            raise ValueError("pipelines must list at least one arm")
-        names = [arm.name for arm in self.pipelines]
-        if doubled := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"pipelines: two arms are named {doubled[0]!r}; give each its own name")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds must be different whole numbers from 0, at least one, got {list(self.seeds)}")
-        if self.ticket.deadline >= self.training.epochs:
-            raise ValueError(
-                f"ticket.deadline ({self.ticket.deadline}) must be below training.epochs ({self.training.epochs}): "
-                "the ticket is retrained in the epochs that are left"
-            )
+        self._check_arms()
+        self._check_schedule()
         if not 0 <= self.margin < 1:
             raise ValueError(f"margin must be in [0, 1): a fraction of the images, got {self.margin}")
         for name in ("threads", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def _check_arms(self) -> None:
+        if not self.pipelines:
+            raise ValueError("pipelines must list at least one arm")
+        names = [arm.name for arm in self.pipelines]
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"pipelines: two arms are named {doubled[0]!r}; give each its own name")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or not all(0 <= s < 2**31 for s in self.seeds):
+            raise ValueError(
+                f"seeds must be different whole numbers from 0 to 2**31 - 1, at least one, got {list(self.seeds)}"
+            )
+
+    def _check_schedule(self) -> None:
+        ticket = self.ticket
+        if ticket.deadline >= self.training.epochs:
+            raise ValueError(
+                f"ticket.deadline ({ticket.deadline}) must be below training.epochs ({self.training.epochs}): "
+                "the ticket is retrained in the epochs that are left"
+            )
+        needed = ticket.window + (1 if ticket.rule == "consecutive" else 0)
+        if needed > ticket.deadline:
+            raise ValueError(
+                f"ticket.deadline ({ticket.deadline}) must be at least {needed}: the {ticket.rule!r} rule with window "
+                f"{ticket.window} cannot fire before"
+            )
 
     @property
     def run_name(self) -> str:

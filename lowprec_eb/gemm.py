@@ -32,6 +32,11 @@ class Products(Protocol):
         ...
 
 
+def _rows(x: Tensor) -> Tensor:
+    """(..., features) -> (rows, features)."""
+    return x.reshape(-1, x.shape[-1])
+
+
 @dataclass(frozen=True)
 class LinearProducts:
     """``y = x @ w.T`` with x (..., in), w (out, in), y (..., out)."""
@@ -43,10 +48,10 @@ class LinearProducts:
         return error.matmul(weight)
 
     def grad_weight(self, activation: Tensor, error: Tensor, weight: Tensor) -> Tensor:
-        return error.flatten(0, -2).t().mm(activation.flatten(0, -2))
+        return _rows(error).t().mm(_rows(activation))
 
     def grad_bias(self, activation: Tensor, error: Tensor, weight: Tensor) -> Tensor:
-        return error.flatten(0, -2).sum(0)
+        return _rows(error).sum(0)
 
 
 @dataclass(frozen=True)

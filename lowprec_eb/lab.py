@@ -36,7 +36,7 @@ from lowprec_eb.versions import software_fingerprint
 
 PipelineName = Literal["full", "network_slimming", "one_shot_ticket", "early_bird", "random_ticket"]
 PrecisionName = Literal["fp32", "bf16", "bfp8", "swalp8"]
-_TICKET_SEED, _FRESH_SEED = 1, 2  # keeps the random streams of one run seed apart
+_TICKET_SEED, _FRESH_SEED = 1, 2  # a random ticket and new weights differ from each other
 
 
 @dataclass(frozen=True)

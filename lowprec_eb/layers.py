@@ -102,4 +102,6 @@ class LoweredConv2d(LoweredLayer, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         assert not isinstance(self.padding, str)
+        if input.dim() != 4:
+            raise ValueError(f"a lowered Conv2d reads (n, c, h, w), got {tuple(input.shape)}; add the batch dimension")
         return self._product(input, Conv2dProducts(self.stride, self.padding, self.dilation, self.groups))

@@ -55,6 +55,11 @@ def lower(model: nn.Module, precision: str | Precision) -> LoweringReport:
     recipe = named_precision(precision)
     raise_(model)
     reasons = {name: reason for name, m in model.named_modules() if (reason := _reason_to_skip(m)) is not None}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            # In eval mode torch's fused path reads these weights without calling the layers.
+            inside = {f"{name}.{child}".lstrip("."): m for child, m in module.named_modules() if type(m) in _LOWERED}
+            reasons |= dict.fromkeys(inside, "the fast path of nn.TransformerEncoderLayer would bypass it")
     names = [name for name, m in model.named_modules() if type(m) in _LOWERED and name not in reasons]
     if not names:
         raise ValueError(f"nothing to lower in {type(model).__name__}: no nn.Conv2d or nn.Linear among its modules")

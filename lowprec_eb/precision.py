@@ -26,7 +26,8 @@ class Precision:
     Args:
         rounding: of every operand in training. Evaluation always rounds to nearest, as inference hardware would.
         vectors: whether gradient, momentum and master formats hold for vectors too (biases, normalisation parameters).
-        overrides: pairs of a layer-name pattern (shell style; ``"@last"`` is the last layer with a GEMM) and the
+        overrides: of what the layers do (the optimizer rounds every parameter alike): pairs of a layer-name pattern
+        (shell style; ``"@last"`` is the last layer with a GEMM) and the
             precision it gets instead; the first match counts.
         backend: of :func:`lowprec_eb.quantize`.
     """

@@ -181,7 +181,14 @@ class StageRun(Callback):
         if not identity.exists():
             text = json.dumps({"run": run, "stage": to_plain(self.stage), "versions": versions()}, indent=2)
             checkpoints.write_text(identity, text + "\n")
-        return str(json.loads(identity.read_text())["run"])
+        try:
+            return str(json.loads(identity.read_text())["run"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{identity}: not the identity of a stage; {self._remedy}") from error
+
+    @property
+    def _remedy(self) -> str:
+        return f"delete the folder {self.folder}: the stage then runs again from its start"
 
     @property
     def state_file(self) -> Path:
@@ -193,6 +200,7 @@ class StageRun(Callback):
         with FileLock(self.folder / "lock"):  # another process may be at the same stage; freed when it dies
             self.run_name = self._first_run(self.run_name)
             self._resume()
+            self._check_ledger()
             if not self.position.finished:
                 self.costs = self._count()
                 self._train()
@@ -323,12 +331,33 @@ class StageRun(Callback):
         if not self.state_file.exists():
             return
         tensors, meta = checkpoints.load(self.state_file)  # to the CPU; what belongs on the device is copied there
+        if meta.get("stage") != self.stage.key:
+            raise ValueError(f"{self.state_file}: the state of another stage ({meta.get('stage')}); {self._remedy}")
         tree = checkpoints.unpack(tensors, meta["tree"])
         self.model.load_state_dict(tree["model"])
         self.optimizer.load_state_dict(tree["optimizer"])
         if self.detector is not None:
             self.detector.load_state_dict(tree["detector"])
         self.position = _Position.from_tree(tree["position"])
+
+    def _check_ledger(self) -> None:
+        """Every epoch that the checkpoint has behind it is in the ledger: a lost row would be energy for free."""
+        position, stage = self.position, self.stage
+        if position.next_epoch == stage.first_epoch:
+            return
+        phases = [stage.phase, "eval", *(["detect"] if stage.detector else [])]
+        expected = {(phase, epoch) for phase in phases for epoch in range(stage.first_epoch, position.next_epoch)}
+        if position.finished and stage.detector is None:
+            expected.add(("eval", position.next_epoch))
+        if self.start.costs is not None:
+            expected.add(("prune", stage.first_epoch))
+        rows = self.ledger.settled() if self.ledger.path.exists() else []
+        if missing := sorted(expected - {(row.key.phase, row.key.epoch) for row in rows}):
+            phase, epoch = missing[0]
+            raise ValueError(
+                f"{self.ledger.path}: {len(missing)} rows are missing, the first of phase {phase!r}, epoch {epoch}; "
+                f"{self._remedy}"
+            )
 
     def _result(self) -> StageResult:
         position = self.position

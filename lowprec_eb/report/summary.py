@@ -257,7 +257,7 @@ def _of_seed(comparison: Comparison, outcome: Outcome) -> SeedSummary:
 
 
 def _mean_energy(energies: list[ModelledEnergy]) -> ModelledEnergy:
-    return sum(energies, ModelledEnergy.zero()) * (1 / len(energies))
+    return ModelledEnergy.total(energies) * (1 / len(energies))
 
 
 def _with_ratios(arm: ArmSummary, full: ArmSummary | None, slimming: ArmSummary | None) -> ArmSummary:

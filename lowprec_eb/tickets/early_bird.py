@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,8 +33,8 @@ class TicketSettings:
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
             raise ValueError(f"ratio must be between 0 and 1, got {self.ratio}")
-        if self.sparsity < 0:
-            raise ValueError(f"sparsity must be 0 or more, got {self.sparsity}")
+        if not 0 <= self.sparsity < math.inf:
+            raise ValueError(f"sparsity must be 0 or more and finite, got {self.sparsity}")
         if not 0 < self.threshold <= 1:
             raise ValueError(f"threshold must be in (0, 1], got {self.threshold}")
         if self.window < 2:
@@ -72,8 +73,8 @@ class EarlyBird:
         self.consecutive: list[float] = []  # distances of neighbouring epochs, at most `window`
         self.best: Ticket | None = None  # the most settled mask so far
 
-    def update(self, model: nn.Module, precision: str = "fp32") -> Ticket | None:
-        """Look at the model once an epoch; the ticket if it has appeared."""
+    def update(self, model: nn.Module, precision: str | None = None) -> Ticket | None:
+        """Look at the model once an epoch; the ticket if it has appeared. ``precision`` is noted on the ticket."""
         mask = keep_largest(gamma_scores(model), self.ratio)
         self.epoch += 1
         if self.masks:

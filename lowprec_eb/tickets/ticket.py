@@ -23,7 +23,7 @@ class Ticket:
         epoch: how many epochs had been trained when it was drawn.
         distances: the mask distances that the detector compared with its threshold; empty without a detector.
         on_time: False when no ticket had appeared by the deadline and this is the best so far.
-        precision: name of the precision of the training it was drawn from.
+        precision: name of the precision of the training it was drawn from (None: not said).
     """
 
     masks: Mapping[str, Tensor]
@@ -31,7 +31,7 @@ class Ticket:
     epoch: int
     distances: tuple[float, ...] = field(default=())
     on_time: bool = True
-    precision: str = "fp32"
+    precision: str | None = None
 
     @property
     def channels_kept(self) -> int:
@@ -66,6 +66,6 @@ class Ticket:
         return cls(**{**tree, "distances": tuple(tree["distances"])})
 
 
-def draw_by_gamma(model: nn.Module, ratio: float, *, epoch: int, precision: str = "fp32") -> Ticket:
+def draw_by_gamma(model: nn.Module, ratio: float, *, epoch: int, precision: str | None = None) -> Ticket:
     """The ticket of network slimming (Liu et al. 2017): the channels with the largest ``|gamma|`` stay."""
     return Ticket(keep_largest(gamma_scores(model), ratio), ratio, epoch, precision=precision)

@@ -240,3 +240,12 @@ def test_hundreds_of_records_are_priced_in_milliseconds() -> None:
         estimate(counts, PROFILE)
         durations.append(time.perf_counter() - started)
     assert min(durations) < 0.02  # about 3 ms on an idle core
+
+
+@given(st.permutations([1e-9, 3.3, 1e7, -0.0, 0.1, 2.2e-5]))
+def test_a_total_does_not_depend_on_the_order(joules: list[float]) -> None:
+    def energy(value: float) -> ModelledEnergy:
+        return estimate(element_ops("optimizer", 1, fp_add=1, read_bits=1), PROFILE) * value
+
+    assert ModelledEnergy.total(map(energy, joules)) == ModelledEnergy.total(map(energy, sorted(joules)))
+    assert ModelledEnergy.total([]) == ModelledEnergy.zero()

@@ -138,6 +138,24 @@ def test_every_module_with_parameters_is_reported_once():
     assert "4: skipped, no low-precision version of LSTM" in str(report)
 
 
+def test_a_layer_that_torchs_fast_path_would_bypass_is_not_called_lowered():
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Linear(8, 2))
+    report = lp.lower(model, "bfp8")
+    assert [item.name for item in report.lowered] == ["1"]
+    assert "fast path" in {item.name: item.reason for item in report.skipped}["0.linear1"]
+
+
+def test_a_linear_layer_on_one_vector_and_a_convolution_without_a_batch():
+    linear = nn.Sequential(nn.Linear(4, 3))
+    lp.lower(linear, "bfp8")
+    linear(torch.randn(4)).sum().backward()
+    assert linear[0].weight.grad.shape == (3, 4)
+    conv = nn.Sequential(nn.Conv2d(3, 4, 3))
+    lp.lower(conv, "bfp8")
+    with pytest.raises(ValueError, match="add the batch dimension"):
+        conv(torch.randn(3, 8, 8))
+
+
 def test_swalp8_leaves_the_last_layers_activations_and_errors_alone():
     model = small_net()
     lp.lower(model, "swalp8")
