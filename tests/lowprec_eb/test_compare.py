@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -310,6 +311,20 @@ def test_one_lab_serves_arms_that_share_a_search_without_mixing_them(tiny, tmp_p
         arm = next(arm for arm in tiny.pipelines if arm.name == name)
         alone = next(outcome for outcome in finished.outcomes if outcome.arm == name)
         assert PIPELINES[arm.pipeline](lab, arm) == alone
+
+
+@pytest.mark.compiler
+@pytest.mark.skipif(
+    shutil.which("ninja") is None or shutil.which("c++") is None,
+    reason="qtorch's kernels need ninja and a C++ compiler",
+)
+def test_the_main_job_runs_through_qtorchs_kernels(tiny, tmp_path):
+    arm = next(arm for arm in tiny.pipelines if arm.name == "LL")
+    ours = run_arm(tiny, tmp_path, 0, arm, Silent())
+    theirs = run_arm(dataclasses.replace(tiny, backend="qtorch"), tmp_path, 0, arm, Silent())
+    assert set(ours.rows).isdisjoint(theirs.rows)
+    macs = [totals(row for rows in r.rows.values() for row in rows if row.key.epoch == 0).macs for r in (ours, theirs)]
+    assert macs[0] == macs[1]
 
 
 def test_a_missing_config_is_named(tmp_path):
