@@ -130,10 +130,12 @@ class SeedSummary:
     """One arm, one seed. Shares and accuracies are fractions.
 
     ``training_macs`` and ``training_bit_ops`` are of the phases search, train and retrain; energies, ``measured_j`` and
-    ``duration_s`` are of all phases. ``measured_j`` is None unless a sensor measured every row.
+    ``duration_s`` are of all phases. ``measured_j`` is None unless a sensor measured every row. ``stages`` names the
+    ledger stages that are charged, which other arms may share.
     """
 
     seed: int
+    stages: tuple[str, ...]
     test_accuracy: float
     validation_accuracy: float
     best_epoch: int
@@ -241,6 +243,7 @@ def _of_seed(comparison: Comparison, outcome: Outcome) -> SeedSummary:
     training = [bill.by_phase[phase] for phase in TRAINING_PHASES if phase in bill.by_phase]
     return SeedSummary(
         seed=outcome.seed,
+        stages=outcome.stages,
         test_accuracy=outcome.test_accuracy,
         validation_accuracy=outcome.validation_accuracy,
         best_epoch=outcome.best_epoch,

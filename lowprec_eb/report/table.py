@@ -235,6 +235,7 @@ def _arm_tree(arm: ArmSummary) -> dict[str, Any]:
 def _seed_tree(seed: SeedSummary) -> dict[str, Any]:
     return {
         "seed": seed.seed,
+        "stages": list(seed.stages),
         "test_accuracy": seed.test_accuracy,
         "validation_accuracy": seed.validation_accuracy,
         "best_epoch": seed.best_epoch,
