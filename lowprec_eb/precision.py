@@ -80,11 +80,6 @@ class Precision:
         fmt: Format | None = getattr(self, operand)
         return fmt if dims >= 2 or self.vectors else None
 
-    @property
-    def is_full(self) -> bool:
-        """Whether every operand of every layer is float32."""
-        return all(getattr(self, o) is None for o in OPERANDS) and all(p.is_full for _, p in self.overrides)
-
     def __repr__(self) -> str:
         changed = (f for f in fields(self) if getattr(self, f.name) != f.default)
         return f"Precision({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in changed)})"

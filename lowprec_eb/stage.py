@@ -171,7 +171,7 @@ class StageRun(Callback):
         self.detector = _detector(stage.detector)
         self.position = _Position(next_epoch=stage.first_epoch)
         self.progress: Progress | None = None
-        self.priced: dict[int, ModelledEnergy] = {}
+        self.priced: dict[int, tuple[OpCounts, ModelledEnergy]] = {}
         self.ledger = Ledger(folder / "ledger.jsonl")
         self.run_name = run
 
@@ -310,10 +310,13 @@ class StageRun(Callback):
         return row
 
     def _price(self, counts: OpCounts) -> ModelledEnergy:
-        """Modelled energy; the counts of a stage are the same objects every epoch, so each is priced once."""
+        """Modelled energy; the counts of a stage are the same objects every epoch, so each is priced once.
+
+        The cache holds on to the counts, so that no other object can take over an id.
+        """
         if id(counts) not in self.priced:
-            self.priced[id(counts)] = estimate(counts, self.profile)
-        return self.priced[id(counts)]
+            self.priced[id(counts)] = (counts, estimate(counts, self.profile))
+        return self.priced[id(counts)][1]
 
     # State ---------------------------------------------------------------------------------------------------------
 
