@@ -46,8 +46,8 @@ class NumberFormat(Protocol):
         """Bits of one shared scale; 0 = there is none."""
 
     @property
-    def block_dim(self) -> int | None:
-        """One scale per slice of this dimension; None = one for the whole tensor."""
+    def block_dim(self) -> int | tuple[int, ...] | None:
+        """One scale per slice of this dimension, or index of these; None = one for the whole tensor."""
 
     @property
     def block_size(self) -> int | None:
@@ -70,7 +70,7 @@ class FormatSpec:
     exponent_bits: int
     mantissa_bits: int
     scale_bits: int = 0
-    block_dim: int | None = None
+    block_dim: int | tuple[int, ...] | None = None
     block_size: int | None = None
 
 

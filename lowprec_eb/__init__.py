@@ -4,30 +4,73 @@
 ``energy_models`` counts operations and prices them.
 """
 
-from lowprec_eb.formats import BF16, FP16, FP32, BlockFloat, FixedPoint, Float
+from lowprec_eb.formats import (
+    BF16,
+    FP4_E2M1,
+    FP6_E2M3,
+    FP6_E3M2,
+    FP8_E4M3,
+    FP8_E5M2,
+    FP16,
+    FP32,
+    MX,
+    MXFP4,
+    MXFP6_E2M3,
+    MXFP6_E3M2,
+    MXFP8_E4M3,
+    MXFP8_E5M2,
+    MXINT8,
+    NVFP4,
+    TF32,
+    BlockFloat,
+    FixedPoint,
+    Float,
+    Int,
+    ScaledFloat,
+)
 from lowprec_eb.lowering import LoweringReport, lower, raise_
 from lowprec_eb.optim import LowPrecisionOptimizer
 from lowprec_eb.precision import Precision, precision
-from lowprec_eb.quantize import quantize
+from lowprec_eb.quantize import Quantizer, decode, encode, quantize, quantize_
 from lowprec_eb.tickets import EarlyBird, Ticket, channel_groups, compact, mask_distance
 
 __all__ = [
     "BF16",
+    "FP4_E2M1",
+    "FP6_E2M3",
+    "FP6_E3M2",
+    "FP8_E4M3",
+    "FP8_E5M2",
     "FP16",
     "FP32",
+    "MX",
+    "MXFP4",
+    "MXFP6_E2M3",
+    "MXFP6_E3M2",
+    "MXFP8_E4M3",
+    "MXFP8_E5M2",
+    "MXINT8",
+    "NVFP4",
+    "TF32",
     "BlockFloat",
     "EarlyBird",
     "FixedPoint",
     "Float",
+    "Int",
     "LowPrecisionOptimizer",
     "LoweringReport",
     "Precision",
+    "Quantizer",
+    "ScaledFloat",
     "Ticket",
     "channel_groups",
     "compact",
+    "decode",
+    "encode",
     "lower",
     "mask_distance",
     "precision",
     "quantize",
+    "quantize_",
     "raise_",
 ]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowprec_eb.formats import BlockFloat, FixedPoint, Format
+from lowprec_eb.formats import BlockFloat, FixedPoint, Float, Format
 
 
 @lru_cache(maxsize=1)
@@ -28,16 +28,27 @@ def _kernels() -> Any:
         ) from error
 
 
-def quantize(x: Tensor, fmt: Format, rounding: str, seed: Tensor | None, offset: int) -> Tensor:
-    """``x`` rounded by qtorch. float32 only; ``seed`` and ``offset`` cannot reach qtorch's generator."""
+def quantize(
+    x: Tensor, fmt: Format, rounding: str, seed: Tensor | None, offset: int, given: list[Tensor], out: Tensor
+) -> None:
+    """``x`` rounded by qtorch into ``out``. float32 only; ``seed`` and ``offset`` cannot reach qtorch's generator."""
     if x.dtype != torch.float32:
         raise ValueError(f"backend='qtorch' rounds float32 tensors only, got {x.dtype}; use backend='reference'")
+    if rounding not in ("nearest", "stochastic"):
+        raise ValueError(f"backend='qtorch' has no rounding {rounding!r}; use backend='reference'")
+    out.copy_(_rounded(x.contiguous(), fmt, rounding))
+
+
+def _rounded(x: Tensor, fmt: Format, rounding: str) -> Tensor:
     quant = _kernels()
     match fmt:
-        case BlockFloat(wl=wl, dim=dim):
-            return quant.block_quantize(x.contiguous(), wl, dim, rounding)  # type: ignore[no-any-return]
+        case BlockFloat(wl=wl, dim=int(dim), block=None):
+            return quant.block_quantize(x, wl, dim, rounding)  # type: ignore[no-any-return]
         case FixedPoint(wl=wl, fl=fl, clamp=clamp, symmetric=symmetric):
-            return quant.fixed_point_quantize(x.contiguous(), wl, fl, clamp, symmetric, rounding)  # type: ignore[no-any-return]
-        case _ if fmt.overflow == "saturate" and (fmt.ties == "away" or rounding == "stochastic"):
-            return quant.float_quantize(x.contiguous(), fmt.exp, fmt.man, rounding)  # type: ignore[no-any-return]
-    raise ValueError(f"backend='qtorch' has no {fmt!r} (it saturates and rounds ties away); use backend='reference'")
+            return quant.fixed_point_quantize(x, wl, fl, clamp, symmetric, rounding)  # type: ignore[no-any-return]
+        case Float(specials="none", subnormals=True) if fmt.ties == "away" or rounding == "stochastic":
+            return quant.float_quantize(x, fmt.exp, fmt.man, rounding)  # type: ignore[no-any-return]
+    raise ValueError(
+        f"backend='qtorch' has no {fmt!r} (it has block, fixed and floating point; the last without special codes and "
+        "with ties away); use backend='reference'"
+    )

@@ -64,6 +64,11 @@ def random_words(count: int, seed: Tensor, offset: int = 0) -> Tensor:
 
 
 def uniform(shape: torch.Size, seed: Tensor, offset: int, dtype: torch.dtype) -> Tensor:
-    """Uniform numbers in [0, 1) on a grid of ``2 ** -24``, by logical element index; shape ``shape``."""
-    words = random_words(shape.numel(), seed, offset).bitwise_and_((1 << UNIFORM_BITS) - 1)
-    return words.to(dtype).mul_(2.0**-UNIFORM_BITS).view(shape)
+    """Odd multiples of ``2 ** -24`` in (0, 1), by logical element index; shape ``shape``.
+
+    Neither 0 nor 1 occurs and the mean is 1/2, so ``fraction > uniform`` has the probability ``fraction`` to within
+    ``2 ** -24``, and a fraction of 0 never passes.
+    """
+    words = random_words(shape.numel(), seed, offset)
+    odd = words.bitwise_right_shift(8).bitwise_and_((1 << UNIFORM_BITS) - 1).bitwise_or_(1)
+    return odd.to(dtype).mul_(2.0**-UNIFORM_BITS).view(shape)

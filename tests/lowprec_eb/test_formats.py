@@ -26,7 +26,7 @@ def test_derived_bits(fmt, bits, exponent, mantissa, scale):
 
 def test_float_range_is_ieee_with_infinity_and_qtorchs_when_it_saturates():
     assert lp.FP16.max == 65504
-    assert lp.Float(5, 2, overflow="infinity").max == 57344
+    assert lp.Float(5, 2, specials="ieee", overflow="infinity").max == 57344
     assert lp.Float(4, 3).max == 480
     assert lp.Float(5, 2).max == 114688
 
@@ -45,7 +45,7 @@ def test_repr_and_pickle_round_trip(fmt):
 def test_qtorch_numbers_are_accepted_with_their_own_meaning():
     assert as_format(qtorch.BlockFloatingPoint(8, dim=0)) == lp.BlockFloat(8, 0)
     assert as_format(qtorch.FixedPoint(8, 4, clamp=True, symmetric=True)) == lp.FixedPoint(8, 4, True, True)
-    assert as_format(qtorch.FloatingPoint(4, 3)) == lp.Float(4, 3, overflow="saturate", ties="away")
+    assert as_format(qtorch.FloatingPoint(4, 3)) == lp.Float(4, 3, ties="away")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,136 @@
+"""Gradients through a quantizer: straight-through for the tensor, and for a learned number of bits or scale.
+
+Source: Bengio et al. 2013 (straight-through); Esser et al. 2020 (LSQ), equation 3, for the scale; Yu et al. 2022 (LDP)
+for the bits. Every gradient is linear in the incoming one and made of differentiable operations, so gradients of
+gradients are defined.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowprec_eb.formats import FixedPoint, Format, Int, is_affine
+from lowprec_eb.quantize import operator
+from lowprec_eb.quantize.blocks import fit_given, reduce_blocks, spread
+
+GradientRule = tuple[
+    str, Format | None, str
+]  # clamped gradient, format of the gradient (None: as it comes), its rounding
+
+
+PLAIN: GradientRule = ("pass", None, "nearest")
+
+
+class StraightThrough(torch.autograd.Function):
+    """Forward rounds; backward passes the gradient on, where asked rounded and without that of clamped elements."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        fmt: Format | None,
+        rounding: str,
+        seed: Tensor | None,
+        offset: Tensor | None,
+        bits: Tensor | None,
+        backend: str,
+        rule: GradientRule,
+        gradient_seed: Tensor | None,
+        *scales: Tensor,
+    ) -> Tensor:
+        if fmt is None:
+            return x.view_as(x)
+        return operator.quantize(x, repr(fmt), rounding, seed, offset, list(scales), bits, backend)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, fmt, _, _, ctx.offset, bits, ctx.backend, ctx.rule, ctx.gradient_seed, *scales = inputs
+        ctx.fmt = fmt
+        learned = [part is not None and part.requires_grad for part in (bits, *scales)]
+        needs_values = ctx.rule[0] == "zero" or any(learned)
+        ctx.save_for_backward(*((x, output, bits, *scales) if needs_values else ()))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        clamped, fmt, rounding = ctx.rule
+        of_bits: Tensor | None = None
+        of_scales: list[Tensor | None] = [None] * (len(ctx.needs_input_grad) - 9)
+        passed = gradient
+        if ctx.saved_tensors:
+            x, out, bits, *scales = ctx.saved_tensors
+            inside = operator.in_range(x.detach(), repr(ctx.fmt), [s.detach() for s in scales], _detached(bits))
+            if ctx.needs_input_grad[5]:
+                of_bits = _gradient_of_bits(gradient, x, out, inside, ctx.fmt, bits, scales)
+            if scales and ctx.needs_input_grad[9]:
+                of_scales[0] = _gradient_of_scale(gradient, x, out, inside, ctx.fmt, scales)
+            if clamped == "zero":
+                passed = torch.where(inside, gradient, 0.0)
+        if fmt is not None and ctx.needs_input_grad[0]:
+            arguments = (fmt, rounding, ctx.gradient_seed, ctx.offset, None, ctx.backend, PLAIN, None)
+            passed = StraightThrough.apply(passed, *arguments)  # type: ignore[no-untyped-call]
+        return passed, None, None, None, None, of_bits, None, None, None, *of_scales
+
+
+def _detached(part: Tensor | None) -> Tensor | None:
+    return None if part is None else part.detach()
+
+
+def _gradient_of_scale(
+    gradient: Tensor, x: Tensor, out: Tensor, inside: Tensor, fmt: Format, scales: list[Tensor]
+) -> Tensor:
+    """Of the given (block) scale: (out - x) / scale, and out / scale of clamped elements, summed over each block."""
+    assert fmt.blocks is not None
+    scale = spread(fit_given(scales[0].detach(), fmt.blocks, x.shape), fmt.blocks, x.shape)
+    zero: Tensor | float = 0.0
+    if isinstance(fmt, Int) and fmt.zero_point == "minimum":
+        zero = spread(fit_given(scales[1], fmt.blocks, x.shape), fmt.blocks, x.shape)
+    each = gradient * (out - torch.where(inside, x, zero)).detach() / scale
+    if scales[0].numel() == 1:
+        return each.sum().reshape(scales[0].shape)
+    summed = reduce_blocks(each, fmt.blocks, lambda t, dims: t.sum(dims, keepdim=True), fill=0.0)
+    return summed.reshape(scales[0].shape)
+
+
+def _gradient_of_bits(
+    gradient: Tensor, x: Tensor, out: Tensor, inside: Tensor, fmt: Format, bits: Tensor, scales: list[Tensor]
+) -> Tensor:
+    """(rounded - exact) times the step's logarithmic slope; a clamped element follows the end of the range.
+
+    Bits stay a tensor here, so that a compiled backward pass holds for every value.
+    """
+    whole = bits.detach().round().to(x.dtype)
+    error = (out - x).detach()
+    step_slope, end_slope = _slopes(fmt, whole, given=bool(scales))
+    end = _end_sign(error, fmt) * end_slope * _step(x, fmt, bits.detach(), whole, scales)
+    each = torch.where(inside, error * step_slope, end)
+    return (gradient * each).sum().reshape(bits.shape)
+
+
+def _slopes(fmt: Format, bits: Tensor, given: bool) -> tuple[Tensor | float, Tensor | float]:
+    """d log(step) / d bits, and d (end of the range) / d bits in steps."""
+    if not isinstance(fmt, Int):
+        return -math.log(2), math.log(2)
+    levels = torch.exp2(bits - 1) - 1 if fmt.symmetric else torch.exp2(bits) - 1
+    slope = math.log(2) * (levels + 1)
+    return (0.0, slope) if given else (-slope / levels, 0.0)
+
+
+def _step(x: Tensor, fmt: Format, bits: Tensor, whole: Tensor, scales: list[Tensor]) -> Tensor:
+    if isinstance(fmt, FixedPoint):
+        return torch.exp2(fmt.wl - fmt.fl - whole)
+    assert fmt.blocks is not None
+    found = scales or operator.scales_of(x.detach(), repr(fmt), bits)
+    scale = spread(fit_given(found[0].detach(), fmt.blocks, x.shape), fmt.blocks, x.shape)
+    return scale if isinstance(fmt, Int) else scale * torch.exp2(2 - whole)
+
+
+def _end_sign(error: Tensor, fmt: Format) -> Tensor:
+    """+1 where clamped from above, -1 from below, and 0 at an end that does not move with the bits."""
+    from_above = (error < 0).to(error.dtype)
+    lowest_stays = is_affine(fmt) or (isinstance(fmt, FixedPoint) and not fmt.symmetric)
+    return from_above if lowest_stays else 2 * from_above - 1

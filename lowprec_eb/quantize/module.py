@@ -1,0 +1,54 @@
+"""A quantizer as a layer, for a place of somebody's model."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from lowprec_eb.formats import as_format
+from lowprec_eb.quantize.functional import Rounding, quantize
+
+
+class Quantizer(nn.Module):
+    """:func:`lowprec_eb.quantize` as a module without parameters: rounds its input, and its gradient where asked.
+
+    Args:
+        fmt: format of the values; None leaves them as they are.
+        gradient_format: format of the gradient w.r.t. the input; None leaves it as it comes.
+        clamped_gradient: ``"zero"`` stops the gradient of elements beyond the range of their block.
+    """
+
+    def __init__(
+        self,
+        fmt: Any = None,
+        rounding: Rounding = "nearest",
+        *,
+        gradient_format: Any = None,
+        gradient_rounding: Rounding = "nearest",
+        clamped_gradient: Literal["pass", "zero"] = "pass",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if fmt is None and gradient_format is None:
+            raise ValueError("Quantizer: give fmt, gradient_format or both")
+        self.fmt = None if fmt is None else as_format(fmt)
+        self.gradient_format = None if gradient_format is None else as_format(gradient_format)
+        self.rounding, self.gradient_rounding = rounding, gradient_rounding
+        self.clamped_gradient, self.backend = clamped_gradient, backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        return quantize(
+            x,
+            self.fmt,
+            self.rounding,
+            backend=self.backend,
+            clamped_gradient=self.clamped_gradient,
+            gradient_format=self.gradient_format,
+            gradient_rounding=self.gradient_rounding,
+        )
+
+    def extra_repr(self) -> str:
+        values = "" if self.fmt is None else f"{self.fmt}, {self.rounding}"
+        gradient = "" if self.gradient_format is None else f"gradient {self.gradient_format}, {self.gradient_rounding}"
+        return "; ".join(part for part in (values, gradient) if part)

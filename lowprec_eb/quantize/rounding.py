@@ -1,0 +1,67 @@
+"""Rounding real numbers to whole ones, and to the grid of an element."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lowprec_eb.formats import FixedPoint, Float
+from lowprec_eb.quantize.random_bits import uniform
+
+QUOTIENT_ERROR = 2.0**-22  # relative; what one float32 division and a float32 scale may be off
+
+
+def round_to_element(
+    v: Tensor, element: FixedPoint | Float, rounding: str, key: tuple[Tensor | None, int], inexact: bool
+) -> Tensor:
+    """float64 ``v`` on the grid of ``element``; NaN passes. ``key`` is (seed, index of element 0).
+
+    ``inexact`` says that ``v`` is a rounded quotient: one that is whole within its error counts as whole, so that a
+    value on the grid stays there in every rounding.
+    """
+    if isinstance(element, FixedPoint):
+        codes = round_whole(v / element.step, rounding, key, inexact)
+        if element.clamp:
+            codes = codes.clamp(element.min_code, element.max_code)
+        return codes * element.step + 0.0  # integers have one zero
+    exponent = (torch.frexp(v).exponent - 1).clamp(min=element.min_exponent)
+    step = power_of_two(exponent - element.man, v.dtype)
+    if not element.subnormals:
+        smallest = element.smallest
+        step = torch.where(v.abs() < smallest, torch.full_like(step, smallest), step)
+    if rounding == "nearest" and element.ties == "away":
+        rounding = "nearest_away"
+    return _overflow(v, round_whole(v / step, rounding, key, inexact) * step, element, rounding)
+
+
+def _overflow(v: Tensor, rounded: Tensor, element: Float, rounding: str) -> Tensor:
+    saturated = rounded.clamp(element.min, element.max)
+    if element.overflow == "saturate":
+        return saturated
+    if rounding == "toward_zero":
+        rounded = torch.where(v.isinf(), rounded, saturated)
+    beyond = torch.inf if element.overflow == "infinity" else torch.nan
+    return torch.where(rounded.abs() > element.max, rounded.sign() * beyond, rounded)
+
+
+def power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.ldexp(torch.ones_like(exponent, dtype=dtype), exponent)
+
+
+def round_whole(v: Tensor, rounding: str, key: tuple[Tensor | None, int], inexact: bool = False) -> Tensor:
+    """Whole numbers next to float64 ``v``; infinities and NaN pass. The rule looks at magnitudes, the sign is kept."""
+    if rounding == "nearest":
+        return v.round()  # ties to even
+    magnitude = v.abs()
+    if inexact:
+        whole = magnitude.round()
+        magnitude = torch.where((magnitude - whole).abs() <= QUOTIENT_ERROR * magnitude, whole, magnitude)
+    below = magnitude.floor()
+    fraction = magnitude - below  # exact, so a value on the grid never moves
+    if rounding == "nearest_away":
+        below += fraction >= 0.5
+    elif rounding == "stochastic":
+        seed, offset = key
+        assert seed is not None
+        below += fraction > uniform(v.shape, seed, offset, v.dtype)
+    return torch.where(v.isfinite(), below.copysign(v), v)
