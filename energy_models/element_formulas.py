@@ -141,6 +141,14 @@ def _div(call: Call) -> ElementOps | None:
     return _elementwise(fp_mul=SPECIAL if by_tensor else 1)(call)  # one divisor is inverted once
 
 
+def _compared(count: int) -> Callable[[Call], ElementOps]:
+    def formula(call: Call) -> ElementOps:
+        elements = call.results[0].numel()
+        return _work("elementwise", elements, int_add=count * elements)
+
+    return formula
+
+
 def _sum(call: Call) -> ElementOps:
     elements = call.args["self"].numel()
     return _work("sum", elements, fp_add=elements)
@@ -200,6 +208,8 @@ FORMULAS: dict[str, Callable[[Call], ElementOps | None]] = {
     "aten::sub": _elementwise(fp_add=1),
     "aten::mul": _elementwise(fp_mul=1),
     "aten::div": _div,
+    "aten::where": _compared(1),
+    "lowprec_eb::in_range": _compared(2),  # of a clamped gradient
     "aten::_softmax": _softmax,
     "aten::_softmax_backward_data": _softmax_backward,
     "aten::_log_softmax": _log_softmax,

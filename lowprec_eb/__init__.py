@@ -31,7 +31,7 @@ from lowprec_eb.formats import (
 from lowprec_eb.lowering import LoweringReport, lower, raise_
 from lowprec_eb.optim import LowPrecisionOptimizer
 from lowprec_eb.precision import Precision, precision
-from lowprec_eb.quantize import Quantizer, decode, encode, quantize, quantize_
+from lowprec_eb.quantize import Quantizer, backend_for, decode, encode, quantize, quantize_
 from lowprec_eb.tickets import EarlyBird, Ticket, channel_groups, compact, mask_distance
 
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "Quantizer",
     "ScaledFloat",
     "Ticket",
+    "backend_for",
     "channel_groups",
     "compact",
     "decode",

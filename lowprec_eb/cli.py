@@ -12,10 +12,15 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from lowprec_eb.checkpoints import write_text
 from lowprec_eb.compare import plan, run_folder
 from lowprec_eb.config import Config, load_config
+from lowprec_eb.format_sheet import format_sheet, parse_shape, sheets_csv, sheets_json
+from lowprec_eb.formats import NAMED, as_format
 from lowprec_eb.progress import CompareProgress
 from lowprec_eb.report import print_plan, print_report, write_report
+from lowprec_eb.report.format_pictures import write_format_picture
+from lowprec_eb.report.format_tables import print_sheets
 from lowprec_eb.workers import compare as run_comparison
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -57,6 +62,32 @@ def compare(
             print_plan(plan(loaded), console, seeds=len(loaded.seeds))
         else:
             _run(loaded, out, console)
+
+
+@app.command()
+def formats(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names (fp8_e4m3) or constructor calls ('BlockFloat(6, dim=0)'); none: all named formats."),
+    ] = None,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw the values, and the noise of a Gaussian.")] = False,
+    out: Annotated[Path, typer.Option(help="PNG file of --plot, or a folder for it.")] = Path(),
+    shape: Annotated[str, typer.Option(help="Tensor whose scales and storage are counted.")] = "1024x1024",
+    json: Annotated[Path | None, typer.Option("--json", help="Write all about the formats to this file.")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write the table to this file.")] = None,
+) -> None:
+    """Show number formats: bits, range, step, dynamic range; one name shows that format in full."""
+    console = _console()
+    with _explained(console):
+        sheets = [format_sheet(name, parse_shape(shape)) for name in names or NAMED]
+        written = [write_format_picture([as_format(name) for name in names or ()], out)] if plot else []
+        print_sheets(sheets, console)
+        for path, text in ((json, sheets_json), (csv, sheets_csv)):
+            if path is not None:
+                write_text(path, text(sheets))
+                written.append(path)
+        for path in written:
+            console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _run(config: Config, out: Path, console: Console) -> None:

@@ -75,11 +75,13 @@ class Format:
     """
 
     kind: ClassVar[str]
+    blocks: Blocks | None = None  # which elements share a scale; None without scales
     _text: str  # made once: formats cross the operators' schema as text, on every call
 
     def __post_init__(self) -> None:
         self.check()
-        object.__setattr__(self, "_text", _constructor_call(self))
+        for name, value in (*self.derived().items(), ("_text", _constructor_call(self))):
+            object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
         """The constructor call, without the fields that have their default."""
@@ -87,6 +89,10 @@ class Format:
 
     def check(self) -> None:
         """Raise a ValueError that names the field and its valid range."""
+
+    def derived(self) -> dict[str, object]:
+        """Attributes that are read at every call, and therefore made once."""
+        return {}
 
     if TYPE_CHECKING:  # a field of some subclasses, derived in others; a property here would become a field's default
 
@@ -97,11 +103,6 @@ class Format:
         @property
         def bits(self) -> int:
             """Stored bits of one element, sign included; scales come on top."""
-
-    @property
-    def blocks(self) -> Blocks | None:
-        """Which elements share a scale; None without scales."""
-        return None
 
     @property
     def scale_bits(self) -> int:

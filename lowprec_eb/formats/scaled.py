@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeGuard
 
@@ -17,6 +18,7 @@ from lowprec_eb.formats.base import (
 from lowprec_eb.formats.elements import FixedPoint, Float
 
 _FP32 = Float(8, 23, specials="ieee", overflow="infinity")
+MAX_ELEMENT_EXPONENT_BITS = 5
 _SMALLEST_FP32_SCALE = 2.0**-126  # the smallest normal float32: no device flushes it to zero
 
 
@@ -66,16 +68,12 @@ class BlockFloat(Format):
             raise ValueError("BlockFloat: give dim or block, not both; blocks of a size ignore slices")
 
     @property
-    def element(self) -> FixedPoint:
-        return FixedPoint(self.wl, self.wl - 2, symmetric=True)
-
-    @property
     def bits(self) -> int:
         return self.wl
 
-    @property
-    def blocks(self) -> Blocks:
-        return _blocks(None if self.dim == -1 else self.dim, self.block, self.block_axis)
+    def derived(self) -> dict[str, object]:
+        blocks = _blocks(None if self.dim == -1 else self.dim, self.block, self.block_axis)
+        return {"element": FixedPoint(self.wl, self.wl - 2, symmetric=True), "blocks": blocks}
 
     @property
     def scale_bits(self) -> int:
@@ -105,8 +103,9 @@ class Int(Format):
         axis: every index of this dimension (or of these) has its own scale; None: the whole tensor has one.
         block: every run of that many elements along ``block_axis`` has its own scale; ``axis`` must be None.
 
-    NaN passes; infinities saturate. Source: Jacob et al. 2018, section 2.1; affine minimum: Banner et al. 2018 (SBM),
-    as in FracTrain (Fu et al. 2020).
+    NaN and infinities pass and leave the rest of their block alone; a given scale saturates infinities.
+
+    Source: Jacob et al. 2018, section 2.1; affine minimum: Banner et al. 2018 (SBM), as in FracTrain (Fu et al. 2020).
     """
 
     bits: int
@@ -130,14 +129,10 @@ class Int(Format):
         if self.symmetric and self.zero_point != "integer":
             raise ValueError("Int: zero_point='minimum' needs symmetric=False, a symmetric range has its zero at 0")
 
-    @property
-    def element(self) -> FixedPoint:
-        """The signed grid; affine codes are the same steps counted from the zero point."""
-        return FixedPoint(self.bits, 0, symmetric=self.symmetric)
-
-    @property
-    def blocks(self) -> Blocks:
-        return _blocks(self.axis, self.block, self.block_axis)
+    def derived(self) -> dict[str, object]:
+        # The signed grid; affine codes are the same steps counted from the zero point.
+        element = FixedPoint(self.bits, 0, symmetric=self.symmetric)
+        return {"element": element, "blocks": _blocks(self.axis, self.block, self.block_axis)}
 
     @property
     def mantissa_bits(self) -> int:
@@ -151,11 +146,19 @@ class Int(Format):
 
     @property
     def scale_limits(self) -> tuple[float, float]:
-        return _SMALLEST_FP32_SCALE, _FP32.max / self.levels
+        return _SMALLEST_FP32_SCALE, _FP32.max
 
     @property
     def has_zero_point(self) -> bool:
         return not self.symmetric
+
+    @property
+    def max(self) -> float:
+        return self.levels * self.scale_limits[1]
+
+    @property
+    def block_range_db(self) -> float:
+        return 20 * math.log10(self.levels)
 
     @property
     def levels(self) -> int:
@@ -168,8 +171,9 @@ class MX(Format):
     """Microscaling: elements that share one E8M0 scale, a power of two, per ``block`` elements along ``block_axis``.
 
     The scale is ``2 ** (floor(log2(largest finite magnitude)) - element.max_exponent)``, its exponent within
-    [-127, 127]; elements saturate. ``element`` is a :class:`Float` that saturates (FP8, FP6, FP4) or a
-    :class:`FixedPoint` (MXINT8 is ``FixedPoint(8, 6, symmetric=True)``).
+    [-127, 127]; elements saturate, but an infinity passes and leaves the rest of its block alone. ``element`` is a
+    :class:`Float` that saturates (FP8, FP6, FP4) or a :class:`FixedPoint` (MXINT8 is
+    ``FixedPoint(8, 6, symmetric=True)``).
 
     Source: OCP Microscaling Formats (MX) Specification 1.0, sections 5 and 6.3.
     """
@@ -190,9 +194,8 @@ class MX(Format):
     def bits(self) -> int:
         return self.element.bits
 
-    @property
-    def blocks(self) -> Blocks:
-        return Blocks(size=self.block, axis=self.block_axis)
+    def derived(self) -> dict[str, object]:
+        return {"blocks": Blocks(size=self.block, axis=self.block_axis)}
 
     @property
     def scale_bits(self) -> int:
@@ -208,10 +211,10 @@ class ScaledFloat(Format):
     """Float elements times a scale in a float format: per-tensor FP8, NVFP4.
 
     The scale is the block's largest finite magnitude over ``element.max``, rounded to ``scale`` (nearest, at least
-    its smallest positive number; a float32 scale as in :class:`Int`). Elements saturate.
+    its smallest positive number; a float32 scale as in :class:`Int`). Elements saturate; an infinity passes as there.
 
     Args:
-        scale: format of the scales.
+        scale: format of the scales; None is float32.
         axis, block, block_axis: as in :class:`Int`.
         tensor_scale: a second, float32 scale for the whole tensor makes the largest block scale ``scale.max``.
 
@@ -220,7 +223,7 @@ class ScaledFloat(Format):
     """
 
     element: Float
-    scale: Float = _FP32
+    scale: Float | None = None
     axis: int | tuple[int, ...] | None = None
     block: int | None = None
     block_axis: int = -1
@@ -229,7 +232,9 @@ class ScaledFloat(Format):
     kind: ClassVar[str] = "scaled_float"
 
     def check(self) -> None:
-        if not isinstance(self.scale, Float):
+        if self.scale == _FP32:
+            object.__setattr__(self, "scale", None)
+        if self.scale is not None and not isinstance(self.scale, Float):
             raise ValueError(f"ScaledFloat: scale must be a Float format, got {self.scale!r}")
         if not isinstance(self.element, Float):
             raise ValueError(f"ScaledFloat: element must be a Float format, got {self.element!r}; use lp.Int")
@@ -240,24 +245,21 @@ class ScaledFloat(Format):
         check_choice("ScaledFloat", "tensor_scale", self.tensor_scale, (True, False))
         if self.block is not None and self.axis is not None:
             raise ValueError("ScaledFloat: give axis or block, not both; blocks of a size ignore slices")
-        if self.tensor_scale and self.scale == _FP32:
+        if self.tensor_scale and self.scale is not None and self.scale.exp > MAX_ELEMENT_EXPONENT_BITS:
+            raise ValueError("ScaledFloat: scales of more than 5 exponent bits need no tensor_scale")
+        if self.tensor_scale and self.scale is None:
             raise ValueError("ScaledFloat: float32 scales need no tensor_scale")
 
     @property
     def bits(self) -> int:
         return self.element.bits
 
-    @property
-    def blocks(self) -> Blocks:
-        return _blocks(self.axis, self.block, self.block_axis)
-
-    @property
-    def has_fp32_scale(self) -> bool:
-        return self.scale == _FP32
+    def derived(self) -> dict[str, object]:
+        return {"blocks": _blocks(self.axis, self.block, self.block_axis)}
 
     @property
     def scale_bits(self) -> int:
-        return self.scale.bits
+        return 32 if self.scale is None else self.scale.bits
 
     @property
     def tensor_scale_bits(self) -> int:
@@ -265,10 +267,10 @@ class ScaledFloat(Format):
 
     @property
     def scale_limits(self) -> tuple[float, float]:
-        if self.has_fp32_scale:
-            return _SMALLEST_FP32_SCALE, _FP32.max / self.element.max
+        if self.scale is None:
+            return _SMALLEST_FP32_SCALE, _FP32.max
         if self.tensor_scale:
-            return self.scale.smallest * _SMALLEST_FP32_SCALE, _FP32.max / self.element.max
+            return self.scale.smallest * _SMALLEST_FP32_SCALE, self.scale.max * _FP32.max
         return self.scale.smallest, self.scale.max
 
 
@@ -283,6 +285,11 @@ def _check_element(format_name: str, element: object) -> None:
     saturates = element.overflow == "saturate" if isinstance(element, Float) else element.clamp
     if not saturates:
         raise ValueError(f"{format_name}: element must saturate, got {element!r}")
+    if element.exponent_bits > MAX_ELEMENT_EXPONENT_BITS:
+        raise ValueError(
+            f"{format_name}: element has {element.exponent_bits} exponent bits, at most {MAX_ELEMENT_EXPONENT_BITS} "
+            "leave room for a scale in float32's range"
+        )
 
 
 def at_bits(fmt: Format, bits: int) -> Format:
@@ -298,5 +305,6 @@ def at_bits(fmt: Format, bits: int) -> Format:
         case BlockFloat():
             return replace(fmt, wl=bits)
         case FixedPoint():
+            check_range("FixedPoint", "bits that keep the range", bits, max(2, fmt.wl - fmt.fl), 24)
             return replace(fmt, wl=bits, fl=fmt.fl + bits - fmt.wl)
     raise ValueError(f"bits: {fmt!r} has no single number of bits to change; Int, BlockFloat and FixedPoint have")

@@ -36,6 +36,8 @@ def as_format(number: Any) -> Format:
     if isinstance(number, Format):
         return number
     if isinstance(number, str):
+        if number in NAMED:  # before the cached parser, whose cache a compiler warns of
+            return NAMED[number]
         return parse_format(number)
     if isinstance(number, qtorch.BlockFloatingPoint):
         return BlockFloat(number.wl, number.dim)
@@ -60,24 +62,38 @@ def parse_format(text: str) -> Format:
         if isinstance(tree, ast.Call):
             return _build(tree)
     except (SyntaxError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"not a number format: {text!r}; write it as {BlockFloat(8, 0)!r}") from error
-    close = get_close_matches(text.lower(), NAMED, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"names are {', '.join(NAMED)}"
-    raise ValueError(f"not a number format: {text!r}; {hint}")
+        raise ValueError(f"not a number format: {text!r}; {_hint(text)}") from error
+    raise ValueError(f"not a number format: {text!r}; {_hint(text)}")
+
+
+def _hint(text: str) -> str:
+    name, call = text.split("(")[0].strip().lower().removeprefix("lp."), "(" in text
+    known = {known.lower(): known for known in (CLASSES if call else NAMED)}
+    close = get_close_matches(name, known, n=1)
+    if close and not (call and known[close[0]] in text):
+        return f"did you mean {known[close[0]] + '(...)' if call else close[0]!r}?"
+    return f"write it as {BlockFloat(8, 0)!r}" if call else f"names are {', '.join(NAMED)}"
 
 
 def _build(call: ast.Call) -> Format:
-    if not isinstance(call.func, ast.Name):
-        raise TypeError("a format is a plain call")
     fields = {str(keyword.arg): _value(keyword.value) for keyword in call.keywords}
-    return CLASSES[call.func.id](*map(_value, call.args), **fields)
+    return CLASSES[_name(call.func)](*map(_value, call.args), **fields)
+
+
+def _name(node: ast.expr) -> str:
+    """Of ``BlockFloat`` or ``lp.BlockFloat``."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("lp", "lowprec_eb"):
+        return node.attr
+    if isinstance(node, ast.Name):
+        return node.id
+    raise TypeError("not a name")
 
 
 def _value(node: ast.expr) -> Any:
     if isinstance(node, ast.Call):
         return _build(node)
-    if isinstance(node, ast.Name):
-        return NAMED[node.id.lower()]
+    if isinstance(node, ast.Name | ast.Attribute):
+        return NAMED[_name(node).lower()]
     try:
         return ast.literal_eval(node)
     except ValueError as error:

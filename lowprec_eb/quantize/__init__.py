@@ -1,10 +1,11 @@
 """Rounding tensors to number formats."""
 
+from lowprec_eb.quantize.arguments import ROUNDINGS
 from lowprec_eb.quantize.functional import (
     BACKEND_NAMES,
-    ROUNDINGS,
     Rounding,
     Scale,
+    backend_for,
     decode,
     encode,
     quantize,
@@ -19,6 +20,7 @@ __all__ = [
     "Quantizer",
     "Rounding",
     "Scale",
+    "backend_for",
     "decode",
     "draw_seeds",
     "encode",

@@ -41,25 +41,29 @@ class StraightThrough(torch.autograd.Function):
         backend: str,
         rule: GradientRule,
         gradient_seed: Tensor | None,
-        *scales: Tensor,
+        scale: Tensor | None,
+        second_scale: Tensor | None,
     ) -> Tensor:
         if fmt is None:
-            return x.view_as(x)
-        return operator.quantize(x, repr(fmt), rounding, seed, offset, list(scales), bits, backend)  # type: ignore[no-any-return]
+            return x.clone()
+        return operator.quantize(x, repr(fmt), rounding, seed, offset, _given(scale, second_scale), bits, backend)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, fmt, _, _, ctx.offset, bits, ctx.backend, ctx.rule, ctx.gradient_seed, *scales = inputs
+        x, fmt, _, _, ctx.offset, bits, ctx.backend, ctx.rule, ctx.gradient_seed, scale, second = inputs
+        scales = _given(scale, second)
         ctx.fmt = fmt
         learned = [part is not None and part.requires_grad for part in (bits, *scales)]
-        needs_values = ctx.rule[0] == "zero" or any(learned)
-        ctx.save_for_backward(*((x, output, bits, *scales) if needs_values else ()))
+        if any(learned):  # only then, so that a layer behind may overwrite the output
+            ctx.save_for_backward(x, output, bits, *scales)
+        elif ctx.rule[0] == "zero":
+            ctx.save_for_backward(x, None, bits, *scales)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         clamped, fmt, rounding = ctx.rule
         of_bits: Tensor | None = None
-        of_scales: list[Tensor | None] = [None] * (len(ctx.needs_input_grad) - 9)
+        of_scale: Tensor | None = None
         passed = gradient
         if ctx.saved_tensors:
             x, out, bits, *scales = ctx.saved_tensors
@@ -67,13 +71,17 @@ class StraightThrough(torch.autograd.Function):
             if ctx.needs_input_grad[5]:
                 of_bits = _gradient_of_bits(gradient, x, out, inside, ctx.fmt, bits, scales)
             if scales and ctx.needs_input_grad[9]:
-                of_scales[0] = _gradient_of_scale(gradient, x, out, inside, ctx.fmt, scales)
+                of_scale = _gradient_of_scale(gradient, x, out, inside, ctx.fmt, scales)
             if clamped == "zero":
                 passed = torch.where(inside, gradient, 0.0)
         if fmt is not None and ctx.needs_input_grad[0]:
-            arguments = (fmt, rounding, ctx.gradient_seed, ctx.offset, None, ctx.backend, PLAIN, None)
+            arguments = (fmt, rounding, ctx.gradient_seed, ctx.offset, None, ctx.backend, PLAIN, None, None, None)
             passed = StraightThrough.apply(passed, *arguments)  # type: ignore[no-untyped-call]
-        return passed, None, None, None, None, of_bits, None, None, None, *of_scales
+        return passed, None, None, None, None, of_bits, None, None, None, of_scale, None
+
+
+def _given(scale: Tensor | None, second_scale: Tensor | None) -> list[Tensor]:
+    return [part for part in (scale, second_scale) if part is not None]
 
 
 def _detached(part: Tensor | None) -> Tensor | None:

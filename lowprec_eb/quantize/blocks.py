@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -54,10 +55,9 @@ def fit_given(scale: Tensor, blocks: Blocks, shape: torch.Size) -> Tensor:
     wanted = blocks.scale_shape(shape)
     if scale.numel() == 1:
         return scale.reshape(()).expand(wanted)
-    try:
-        return scale.reshape(wanted)
-    except RuntimeError as error:
+    if scale.shape != wanted and scale.shape != (math.prod(wanted),):
         raise ValueError(
             f"scale: a tensor of shape {tuple(shape)} has scales of shape {wanted} in this format, "
-            f"got {tuple(scale.shape)}; one number is fine too"
-        ) from error
+            f"got {tuple(scale.shape)}; one number, or a vector of all, is fine too"
+        )
+    return scale.reshape(wanted)

@@ -16,8 +16,18 @@ def code_dtype(fmt: Format) -> torch.dtype:
     unsigned = isinstance(fmt.element, Float) or is_affine(fmt)
     if fmt.bits <= 8:
         return torch.uint8 if unsigned else torch.int8
-    pattern = isinstance(fmt.element, Float) or not unsigned
-    return torch.int16 if fmt.bits <= 16 and pattern else torch.int32
+    widest = 15 if is_affine(fmt) else 16  # an affine code of 16 bits does not fit int16
+    return torch.int16 if fmt.bits <= widest else torch.int32
+
+
+def scale_shapes(shape: torch.Size, fmt: Format) -> list[tuple[int, ...]]:
+    """Shapes of the scales that :func:`encode` gives."""
+    if fmt.blocks is None:
+        return []
+    blocks = fmt.blocks.scale_shape(shape)
+    if fmt.tensor_scale_bits:
+        return [blocks, ()]
+    return [blocks] * (2 if fmt.has_zero_point else 1)
 
 
 def encode(
@@ -39,7 +49,7 @@ def decode(codes: Tensor, scales: Scales, fmt: Format, dtype: torch.dtype) -> Te
     wide = torch.promote_types(dtype, torch.float32)
     step = fmt.element.smallest if isinstance(fmt, BlockFloat) else 1.0
     elements = _values(codes, fmt).to(wide)
-    return join(elements, tuple(part.to(wide) / step for part in scales), fmt).to(dtype)
+    return join(elements, tuple(part.to(wide) / step for part in scales), fmt, dtype).to(dtype)
 
 
 def _codes(elements: Tensor, fmt: Format) -> Tensor:
@@ -67,8 +77,13 @@ def _values(codes: Tensor, fmt: Format) -> Tensor:
 
 def _float_codes(v: Tensor, fmt: Float) -> Tensor:
     """Bit patterns: sign, exponent field, mantissa field."""
-    if fmt.specials == "none" and bool(v.isnan().any()):
-        raise ValueError(f"{int(v.isnan().sum())} of {v.numel()} values are NaN, for which {fmt!r} has no code")
+    codeless = v.isinf() if fmt.specials != "ieee" else torch.zeros_like(v, dtype=torch.bool)
+    if fmt.specials == "none":
+        codeless = codeless | v.isnan()
+    if bool(codeless.any()):
+        raise ValueError(
+            f"{int(codeless.sum())} of {v.numel()} values are infinite or NaN: {fmt!r} has no code for them"
+        )
     magnitude = v.abs().clamp(max=fmt.max)
     exponent = (torch.frexp(magnitude).exponent - 1).clamp(min=fmt.min_exponent)
     exponent = torch.where(magnitude == 0, fmt.min_exponent, exponent)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
 from lowprec_eb.formats import as_format
-from lowprec_eb.quantize.functional import Rounding, quantize
+from lowprec_eb.quantize.arguments import CLAMPED_GRADIENTS, ROUNDINGS, check_choice
+from lowprec_eb.quantize.functional import BACKEND_NAMES, ClampedGradient, Rounding, quantize
 
 
 class Quantizer(nn.Module):
@@ -26,7 +27,7 @@ class Quantizer(nn.Module):
         *,
         gradient_format: Any = None,
         gradient_rounding: Rounding = "nearest",
-        clamped_gradient: Literal["pass", "zero"] = "pass",
+        clamped_gradient: ClampedGradient = "pass",
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -34,6 +35,12 @@ class Quantizer(nn.Module):
             raise ValueError("Quantizer: give fmt, gradient_format or both")
         self.fmt = None if fmt is None else as_format(fmt)
         self.gradient_format = None if gradient_format is None else as_format(gradient_format)
+        if fmt is None and clamped_gradient != "pass":
+            raise ValueError("Quantizer: clamped_gradient needs fmt, whose range clamps")
+        check_choice("rounding", rounding, ROUNDINGS)
+        check_choice("gradient_rounding", gradient_rounding, ROUNDINGS)
+        check_choice("clamped_gradient", clamped_gradient, CLAMPED_GRADIENTS)
+        check_choice("backend", backend, BACKEND_NAMES)
         self.rounding, self.gradient_rounding = rounding, gradient_rounding
         self.clamped_gradient, self.backend = clamped_gradient, backend
 
@@ -51,4 +58,6 @@ class Quantizer(nn.Module):
     def extra_repr(self) -> str:
         values = "" if self.fmt is None else f"{self.fmt}, {self.rounding}"
         gradient = "" if self.gradient_format is None else f"gradient {self.gradient_format}, {self.gradient_rounding}"
-        return "; ".join(part for part in (values, gradient) if part)
+        clamped = "" if self.clamped_gradient == "pass" else f"clamped_gradient {self.clamped_gradient}"
+        backend = "" if self.backend == "auto" else f"backend {self.backend}"
+        return "; ".join(part for part in (values, gradient, clamped, backend) if part)

@@ -7,6 +7,7 @@ to call is a tensor, so a changing value compiles nothing anew.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,17 +15,36 @@ import torch
 from torch import Tensor
 
 from lowprec_eb.formats import Format, at_bits, parse_format
-from lowprec_eb.quantize import codes, qtorch_backend, reference
+from lowprec_eb.quantize import codes, fast, qtorch_backend, reference
 from lowprec_eb.quantize.scales import find_scales
 
 Backend = Callable[[Tensor, Format, str, Tensor | None, int, list[Tensor], Tensor], None]
-BACKENDS: dict[str, Backend] = {"reference": reference.quantize, "qtorch": qtorch_backend.quantize}
+
+
+def backend_for(x: Tensor, fmt: Format) -> tuple[str, str]:
+    """The back end that ``"auto"`` takes, and why."""
+    reason = fast.unsupported(x, fmt)
+    return ("fast", "the fastest on the CPU") if reason is None else ("reference", f"not fast: {reason}")
+
+
+def _auto(
+    x: Tensor, fmt: Format, rounding: str, seed: Tensor | None, offset: int, given: list[Tensor], out: Tensor
+) -> None:
+    BACKENDS[backend_for(x, fmt)[0]](x, fmt, rounding, seed, offset, given, out)
+
+
+BACKENDS: dict[str, Backend] = {
+    "auto": _auto,
+    "reference": reference.quantize,
+    "fast": fast.quantize,
+    "qtorch": qtorch_backend.quantize,
+}
 
 _SOURCE = "Tensor x, str format"
 _HOW = "str rounding, Tensor? seed, Tensor? offset, Tensor[] scales, Tensor? bits"
 _library = torch.library.Library("lowprec_eb", "DEF")
 _library.define(f"quantize({_SOURCE}, {_HOW}, str backend) -> Tensor")
-_library.define(f"quantize.out({_SOURCE}, {_HOW}, str backend, *, Tensor(a!) out) -> Tensor(a!)")
+_library.define(f"quantize.out({_SOURCE}, {_HOW}, str backend, *, Tensor(a!) out) -> ()")
 _library.define(f"encode({_SOURCE}, {_HOW}) -> Tensor[]")
 _library.define(f"in_range({_SOURCE}, Tensor[] scales, Tensor? bits) -> Tensor")
 _library.define(f"find_scales({_SOURCE}, Tensor? bits) -> Tensor[]")
@@ -32,7 +52,22 @@ _library.define(f"find_scales({_SOURCE}, Tensor? bits) -> Tensor[]")
 
 def _format(text: str, bits: Tensor | None) -> Format:
     fmt = parse_format(text)
-    return fmt if bits is None else at_bits(fmt, round(float(bits)))
+    if bits is None:
+        return fmt
+    value = float(bits)
+    if not math.isfinite(value):
+        raise ValueError(f"bits: must be finite, got {value}")
+    try:
+        return at_bits(fmt, round(value))
+    except ValueError as error:
+        raise ValueError(f"bits: {error}") from error
+
+
+def _index(offset: Tensor | None) -> int:
+    first = 0 if offset is None else int(offset)
+    if first < 0:
+        raise ValueError(f"offset: must be 0 or more, got {first}")
+    return first
 
 
 def _quantize_out(
@@ -46,14 +81,14 @@ def _quantize_out(
     backend: str,
     *,
     out: Tensor,
-) -> Tensor:
-    first = 0 if offset is None else int(offset)
-    BACKENDS[backend](x, _format(format, bits), rounding, seed, first, scales, out)
-    return out
+) -> None:
+    BACKENDS[backend](x, _format(format, bits), rounding, seed, _index(offset), scales, out)
 
 
 def _quantize(x: Tensor, *arguments: Any) -> Tensor:
-    return _quantize_out(x, *arguments, out=torch.empty_like(x))
+    out = torch.empty_like(x)
+    _quantize_out(x, *arguments, out=out)
+    return out
 
 
 def _encode(
@@ -65,9 +100,10 @@ def _encode(
     scales: list[Tensor],
     bits: Tensor | None,
 ) -> list[Tensor]:
-    first = 0 if offset is None else int(offset)
-    encoded, found = codes.encode(x, _format(format, bits), rounding, seed, first, scales)
-    return [encoded, *found]
+    encoded, found = codes.encode(x, _format(format, bits), rounding, seed, _index(offset), scales)
+    if bits is not None:
+        encoded = encoded.to(torch.int32)  # one dtype whatever the value, which tracers do not know
+    return [encoded, *(part.contiguous() for part in found)]
 
 
 def _in_range(x: Tensor, format: str, scales: list[Tensor], bits: Tensor | None) -> Tensor:
@@ -82,25 +118,21 @@ def _find_scales(x: Tensor, format: str, bits: Tensor | None) -> list[Tensor]:
 
 def _scale_shells(x: Tensor, fmt: Format) -> list[Tensor]:
     """Scales of the right shapes without values."""
-    if fmt.blocks is None:
-        return []
-    shells = [x.new_empty(fmt.blocks.scale_shape(x.shape), dtype=torch.float32)]
-    if fmt.tensor_scale_bits:
-        return [*shells, x.new_empty((), dtype=torch.float32)]
-    return shells * 2 if fmt.has_zero_point else shells
+    return [x.new_empty(shape, dtype=torch.float32) for shape in codes.scale_shapes(x.shape, fmt)]
 
 
 def _shape_of_codes(x: Tensor, format: str, *arguments: Any) -> list[Tensor]:
     fmt = parse_format(format)
-    return [torch.empty_like(x, dtype=codes.code_dtype(fmt)), *map(torch.empty_like, _scale_shells(x, fmt))]
+    dtype = codes.code_dtype(fmt) if arguments[-1] is None else torch.int32
+    return [torch.empty_like(x, dtype=dtype), *_scale_shells(x, fmt)]
 
 
 _SHAPES: dict[str, Callable[..., Any]] = {
     "quantize": lambda x, *_: torch.empty_like(x),
-    "quantize.out": lambda x, *_, out: out,
+    "quantize.out": lambda x, *_, out: None,
     "encode": _shape_of_codes,
     "in_range": lambda x, *_: torch.empty_like(x, dtype=torch.bool),
-    "find_scales": lambda x, format, _: list(map(torch.empty_like, _scale_shells(x, parse_format(format)))),
+    "find_scales": lambda x, format, _: _scale_shells(x, parse_format(format)),
 }
 _KERNELS: dict[str, Callable[..., Any]] = {
     "quantize": _quantize,
@@ -125,23 +157,27 @@ def _one_by_one(operator: Callable[..., Any]) -> Callable[..., Any]:
     """A vmap rule: each sample by itself, with its own blocks and random bits."""
 
     def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-        results = [operator(*_sample(arguments, in_dims, index)) for index in range(info.batch_size)]
-        if isinstance(results[0], Tensor):
-            return torch.stack(results), 0
-        stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
+        count = info.batch_size
+        samples = [operator(*_sample(arguments, in_dims, index)) for index in range(max(count, 1))]
+        if isinstance(samples[0], Tensor):
+            return torch.stack(samples)[:count], 0
+        stacked = [torch.stack(parts)[:count] for parts in zip(*samples, strict=True)]
         return stacked, [0] * len(stacked)
 
     return rule
 
 
 def _sample(arguments: Any, in_dims: Any, index: int) -> list[Any]:
-    """Sample ``index`` of every argument that has a batch dimension; lists are walked."""
+    """Sample ``index`` of every argument that has a batch dimension (of ones if it has none); lists are walked."""
     chosen: list[Any] = []
     for argument, dim in zip(arguments, in_dims, strict=True):
         if isinstance(argument, list):
             chosen.append(_sample(argument, dim if dim is not None else [None] * len(argument), index))
+        elif dim is None:
+            chosen.append(argument)
         else:
-            chosen.append(argument if dim is None else argument.select(dim, index))
+            empty = argument.shape[dim] == 0
+            chosen.append(argument.sum(dim, dtype=argument.dtype) + 1 if empty else argument.select(dim, index))
     return chosen
 
 

@@ -20,18 +20,21 @@ def round_to_element(
     value on the grid stays there in every rounding.
     """
     if isinstance(element, FixedPoint):
-        codes = round_whole(v / element.step, rounding, key, inexact)
+        steps = v / element.step
+        codes = round_whole(steps, rounding, key, steps.abs() if inexact else None)
         if element.clamp:
-            codes = codes.clamp(element.min_code, element.max_code)
-        return codes * element.step + 0.0  # integers have one zero
-    exponent = (torch.frexp(v).exponent - 1).clamp(min=element.min_exponent)
+            return codes.clamp(element.min_code, element.max_code) * element.step + 0.0  # integers have one zero
+        return torch.where(v.abs() < 2.0**53 * element.step, codes * element.step, v) + 0.0  # whole from there on
+    exponent = torch.frexp(torch.where(v.isfinite(), v, 0.0)).exponent - 1
+    exponent = exponent.clamp(min=element.min_exponent)
     step = power_of_two(exponent - element.man, v.dtype)
     if not element.subnormals:
         smallest = element.smallest
         step = torch.where(v.abs() < smallest, torch.full_like(step, smallest), step)
     if rounding == "nearest" and element.ties == "away":
         rounding = "nearest_away"
-    return _overflow(v, round_whole(v / step, rounding, key, inexact) * step, element, rounding)
+    steps = v / step
+    return _overflow(v, round_whole(steps, rounding, key, steps.abs() if inexact else None) * step, element, rounding)
 
 
 def _overflow(v: Tensor, rounded: Tensor, element: Float, rounding: str) -> Tensor:
@@ -48,14 +51,17 @@ def power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.ldexp(torch.ones_like(exponent, dtype=dtype), exponent)
 
 
-def round_whole(v: Tensor, rounding: str, key: tuple[Tensor | None, int], inexact: bool = False) -> Tensor:
-    """Whole numbers next to float64 ``v``; infinities and NaN pass. The rule looks at magnitudes, the sign is kept."""
+def round_whole(v: Tensor, rounding: str, key: tuple[Tensor | None, int], reach: Tensor | None = None) -> Tensor:
+    """Whole numbers next to float64 ``v``; infinities and NaN pass. The rule looks at magnitudes, the sign is kept.
+
+    ``reach`` is given for a rounded quotient: the magnitude to which its relative error refers.
+    """
     if rounding == "nearest":
         return v.round()  # ties to even
     magnitude = v.abs()
-    if inexact:
+    if reach is not None:
         whole = magnitude.round()
-        magnitude = torch.where((magnitude - whole).abs() <= QUOTIENT_ERROR * magnitude, whole, magnitude)
+        magnitude = torch.where((magnitude - whole).abs() <= QUOTIENT_ERROR * reach, whole, magnitude)
     below = magnitude.floor()
     fraction = magnitude - below  # exact, so a value on the grid never moves
     if rounding == "nearest_away":

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lowprec_eb.formats import MX, BlockFloat, Blocks, Float, Format, Int, ScaledFloat, is_affine
-from lowprec_eb.quantize.blocks import reduce_blocks, spread
+from lowprec_eb.quantize.blocks import reduce_blocks
 from lowprec_eb.quantize.rounding import power_of_two, round_to_element
 
 Scales = tuple[Tensor, ...]
@@ -32,7 +32,7 @@ def find_scales(x: Tensor, fmt: Format) -> Scales:
             return (_shared_exponent(largest, fmt.element.max_exponent, -127),)
         case ScaledFloat():
             return _scaled_float(largest, fmt)
-    return (_float32_scale(largest, fmt.element.max),)
+    return (float32_scale(largest, fmt.element.max),)
 
 
 def _largest(x: Tensor, blocks: Blocks) -> Tensor:
@@ -47,14 +47,24 @@ def _shared_exponent(largest: Tensor, element_exponent: int, lowest: int) -> Ten
     return power_of_two(exponent, largest.dtype)
 
 
-def _float32_scale(value_range: Tensor, levels: float) -> Tensor:
+def float32_scale(value_range: Tensor, levels: float) -> Tensor:
     """A float32 of which ``levels`` steps cover ``value_range``, with its last significand bit set.
 
     An odd significand makes the division of ``fl(levels * scale)`` by ``levels`` give the scale back (no half-way
     case), so a tensor that is already rounded keeps its scale.
     """
-    scale = (value_range / levels).to(torch.float32).clamp(_SMALLEST, _LARGEST)
-    return (scale.view(torch.int32) | 1).view(torch.float32).to(value_range.dtype)
+    return _odd(_divided(value_range, levels), levels)
+
+
+def _odd(scale: Tensor, levels: float) -> Tensor:
+    pattern = scale.to(torch.float32).clamp(_SMALLEST, _LARGEST).view(torch.int32) | 1
+    above, below = (bits.view(torch.float32).to(scale.dtype) for bits in (pattern, pattern - 2))
+    return torch.where((above * levels).isfinite(), above, below)
+
+
+def _divided(numbers: Tensor, by: float) -> Tensor:
+    """The IEEE quotient; a Python scalar would be inverted first on some devices."""
+    return numbers / torch.full_like(numbers, by)
 
 
 def _affine(x: Tensor, fmt: Int, blocks: Blocks) -> Scales:
@@ -64,30 +74,40 @@ def _affine(x: Tensor, fmt: Int, blocks: Blocks) -> Scales:
     empty = low > high  # no finite value
     if fmt.zero_point == "minimum":
         low, high = torch.where(empty, 0.0, low), torch.where(empty, 0.0, high)
-        low = low.to(torch.float32).to(x.dtype)
-        return _float32_scale(high - low, fmt.levels), low
+        low = low.to(torch.float32).to(x.dtype) + 0.0
+        return _spanning(low, high, fmt.levels), low
     low, high = torch.where(empty, 0.0, low).clamp(max=0.0), torch.where(empty, 0.0, high).clamp(min=0.0)
-    scale = _float32_scale(high - low, fmt.levels)
+    scale = _spanning(low, high, fmt.levels)
     return scale, (-low / scale).round().clamp(0, fmt.levels)
 
 
+def _spanning(low: Tensor, high: Tensor, levels: int) -> Tensor:
+    """As :func:`float32_scale` of ``high - low``, which itself may overflow."""
+    return _odd(_divided(high, levels) - _divided(low, levels), levels)
+
+
 def _scaled_float(largest: Tensor, fmt: ScaledFloat) -> Scales:
-    if fmt.has_fp32_scale:
-        return (_float32_scale(largest, fmt.element.max),)
+    if fmt.scale is None:
+        return (float32_scale(largest, fmt.element.max),)
     if not fmt.tensor_scale:
-        return (_round_scale(largest / fmt.element.max, fmt.scale),)
+        return (_round_scale(_divided(largest, fmt.element.max), fmt.scale),)
     whole = largest.amax() if largest.numel() else largest.new_zeros(())
-    tensor_scale = _float32_scale(whole, fmt.element.max * fmt.scale.max)
+    tensor_scale = tensor_scale_of(whole, fmt)
     return _round_scale(largest / (fmt.element.max * tensor_scale), fmt.scale), tensor_scale
+
+
+def tensor_scale_of(largest: Tensor, fmt: ScaledFloat) -> Tensor:
+    """The second level: a float32 with so few significand bits that element x block scale x tensor scale is exact.
+
+    So a rounded tensor finds its scales again.
+    """
+    assert fmt.scale is not None
+    dropped = min(fmt.element.man + 1 + fmt.scale.man + 1, 16)
+    wanted = _divided(largest, fmt.element.max * fmt.scale.max).to(torch.float32).clamp(_SMALLEST, _LARGEST)
+    pattern = wanted.view(torch.int32) >> dropped << dropped
+    return pattern.view(torch.float32).to(largest.dtype)
 
 
 def _round_scale(scale: Tensor, fmt: Float) -> Tensor:
     rounded = round_to_element(scale.to(torch.float64), fmt, "nearest", _NO_KEY, inexact=False)
     return rounded.clamp(fmt.smallest, fmt.max).to(scale.dtype)
-
-
-def multiplier(scales: Scales, fmt: Format, shape: torch.Size) -> Tensor:
-    """What an element's value is multiplied with, broadcastable against ``shape``."""
-    assert fmt.blocks is not None
-    block_scale = spread(scales[0], fmt.blocks, shape)
-    return block_scale * scales[1] if fmt.tensor_scale_bits else block_scale

@@ -1,0 +1,160 @@
+"""Machine code of the kernels: compiled once by numba, kept in a cache, loaded by llvmlite.
+
+numba is imported only to compile. What it makes is reduced to plain C functions without references to anything outside
+and stored as object code, one file a kernel, under a name that hashes the kernel sources, the versions and the
+processor. A file that is missing, of another version or damaged is made anew; a cache that cannot be written costs a
+compilation per process, and a warning says so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib
+import os
+import tempfile
+import threading
+import warnings
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+Kernel = Any  # a C function (address of the job, first, last) that runs without the interpreter's lock
+# numba's calling convention: places for the result and an exception, of which these kernels have none, come first.
+_PROTOTYPE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3)
+_unused = (ctypes.c_int64 * 8)()
+_SOURCES = ("slots.py", "lanes.py", "loops.py", "kernels.py", "objects.py")
+_DIGEST_BYTES = 32
+_lock = threading.RLock()
+_loaded: dict[str, Kernel] = {}
+
+
+def kernel(name: str) -> Kernel:
+    """The kernel of this name of :mod:`lowprec_eb.quantize.fast.kernels`, loaded or compiled at its first use."""
+    found = _loaded.get(name)
+    if found is not None:
+        return found
+    with _lock:
+        if name not in _loaded:
+            _loaded[name] = _link(name, _object_code(name))
+        return _loaded[name]
+
+
+def cache_folder() -> Path:
+    """``$LOWPREC_EB_CACHE``, else ``lowprec-eb`` in the user's cache folder."""
+    if chosen := os.environ.get("LOWPREC_EB_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lowprec-eb"
+
+
+def _object_code(name: str) -> bytes:
+    path = cache_folder() / f"{name}-{_fingerprint()}.o"
+    cached = _read(path)
+    if cached is not None:
+        return cached
+    code = _compile(name)
+    try:
+        _write(path, code)
+    except OSError as error:
+        warnings.warn(
+            f"compiled quantizer kernels cannot be kept in {path.parent} ({error.strerror}): every process will "
+            "compile them anew; set LOWPREC_EB_CACHE to a folder that can be written",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return code
+
+
+def _read(path: Path) -> bytes | None:
+    """The object code of a cache file; None if it is missing or not what was written."""
+    try:
+        stored = path.read_bytes()
+    except OSError:
+        return None
+    digest, code = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
+    return code if hashlib.sha256(code).digest() == digest else None
+
+
+def _write(path: Path, code: bytes) -> None:
+    """Whole or not at all: several processes may write the same file at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(hashlib.sha256(code).digest() + code)
+        Path(temporary).replace(path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@lru_cache(maxsize=1)
+def _fingerprint() -> str:
+    """Of everything that the machine code depends on."""
+    binding = _binding()
+    folder = Path(__file__).parent
+    parts = [(folder / source).read_bytes() for source in _SOURCES]
+    machine = (binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten(), *binding.llvm_version_info)
+    parts.append(repr(machine).encode())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def _binding() -> Any:
+    binding = importlib.import_module("llvmlite.binding")
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    return binding
+
+
+@lru_cache(maxsize=1)
+def _target_machine() -> Any:
+    binding = _binding()
+    features = binding.get_host_cpu_features().flatten()
+    target = binding.Target.from_default_triple()
+    return target.create_target_machine(cpu=binding.get_host_cpu_name(), features=features, opt=3, jit=True)
+
+
+@lru_cache(maxsize=1)
+def _engine() -> Any:
+    binding = _binding()
+    return binding.create_mcjit_compiler(binding.parse_assembly(""), _target_machine())
+
+
+def _compile(name: str) -> bytes:
+    """Object code that defines the kernel's native function and refers to nothing outside."""
+    kernels = importlib.import_module("lowprec_eb.quantize.fast.kernels")
+    numba = importlib.import_module("numba")
+    dispatcher = numba.njit(kernels.SIGNATURE, **kernels.OPTIONS)(kernels.KERNELS[name])
+    compiled = dispatcher.overloads[kernels.SIGNATURE.args]
+    module = _binding().parse_assembly(compiled.library.get_llvm_str())
+    entry = compiled.fndesc.llvm_func_name
+    _keep_only(module, entry)
+    outside = [f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")]
+    if outside:
+        raise RuntimeError(f"kernel {name!r} refers to {', '.join(outside)}, which a cached file cannot; report this")
+    module.get_function(entry).name = _symbol(name)
+    return bytes(_target_machine().emit_object(module))
+
+
+def _keep_only(module: Any, entry: str) -> None:
+    """Drop what ``entry`` does not use: numba's wrappers for calls from Python."""
+    binding = _binding()
+    for part in (*module.functions, *module.global_variables):
+        if not part.is_declaration and part.name != entry:
+            part.linkage = "internal"
+    passes = binding.create_new_module_pass_manager()
+    passes.add_global_dead_code_eliminate_pass()
+    passes.run(module, binding.create_pass_builder(_target_machine(), binding.create_pipeline_tuning_options()))
+
+
+def _symbol(name: str) -> str:
+    return f"lowprec_eb_{name}"
+
+
+def _link(name: str, code: bytes) -> Kernel:
+    binding, engine = _binding(), _engine()
+    engine.add_object_file(binding.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    native = _PROTOTYPE(engine.get_function_address(_symbol(name)))
+    return partial(native, ctypes.addressof(_unused), ctypes.addressof(_unused))

@@ -1,0 +1,68 @@
+"""The buffer that tells a kernel what to do: 64-bit integers, then float32 numbers, by slot.
+
+Plain constants, since numba reads those of a module and not the members of an enumeration.
+"""
+
+from __future__ import annotations
+
+# ---- integers ----------------------------------------------------------------------------------------------------
+SOURCE, TARGET = 0, 1  # addresses of elements
+SCALES = 2  # address of float32 scales, one a block
+ZEROS = 3  # of zero points, one a block; 0: there are none
+DTYPE, MODE, SEED, OFFSET = 4, 5, 6, 7
+LAYOUT = 8
+LENGTH = 9  # elements along the axis of the blocks
+SIZE = 10  # elements of a block along that axis
+BLOCKS = 11  # blocks along that axis
+INNER = 12  # elements behind one index of that axis
+RULE = 13
+ELEMENT_EXPONENT = 14  # of the element's largest value, for shared exponents
+LOWEST_EXPONENT = 15
+STEP_EXPONENT = 16  # of an integer element's step
+NAN_SEEN = 17  # written by a kernel: a NaN was rounded
+ELEMENT, SCALE_FORMAT = 18, 26  # first slots of a float format: the element's, and the scales'
+INTEGERS = 34
+
+# Slots of one float format, counted from its first.
+MANTISSA = 0  # bits
+MASK = 1  # of the significand bits that go
+HALF = 2  # of the last bit that stays
+ODD = 3  # 1 if there is a bit that goes, so that ties can be
+NORMAL = 4  # bit pattern of the smallest normal number
+LARGEST = 5  # of the largest finite one
+BEYOND = 6  # of what a larger finite one becomes
+INFINITE = 7  # of what an infinity becomes
+
+# ---- float32 numbers ---------------------------------------------------------------------------------------------
+REALS_AT = 8 * INTEGERS  # bytes
+CONSTANT_SCALE = 0  # of every element, without blocks
+LOW, HIGH = 1, 2  # codes of integer elements; of affine ones LOW is 1 if codes count from the minimum
+PASSES = 3  # magnitudes from here on pass unrounded
+TOLERANCE = 4  # relative error of a quotient
+LEVELS = 5  # divisor of the largest magnitude
+TENSOR_SCALE = 6
+SMALLEST_SCALE, LARGEST_SCALE = 7, 8
+DOWN_1, DOWN_2 = 9, 10  # x * DOWN_1 * DOWN_2 counts the steps of subnormals; two factors, since one may overflow
+UP_1, UP_2 = 11, 12  # and back
+MAGIC = 13  # |x| + MAGIC - MAGIC rounds to the step of subnormals
+SCALE_MAGIC = 14  # the same of the scales' format
+LARGEST_RESULT = 15  # finite number of the tensor's dtype
+REALS = 16
+
+# ---- values of MODE ----------------------------------------------------------------------------------------------
+NEAREST, NEAREST_AWAY, TOWARD_ZERO, STOCHASTIC = MODES = (0, 1, 2, 3)
+
+# ---- values of DTYPE; kernels compute in float32 -----------------------------------------------------------------
+FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
+
+# ---- values of LAYOUT: a tensor is seen as (outer, length, inner) around the axis of the blocks ------------------
+NO_BLOCKS = 0  # one scale for every element
+RUNS = 1  # inner = 1: each block is a run of consecutive elements
+SLICES = 2  # one block for each index of the axis, over all of outer and inner
+STRIPES = 3  # inner > 1: a block is SIZE elements, INNER apart
+
+# ---- values of RULE: where a block's scale comes from ------------------------------------------------------------
+GIVEN = 0
+SHARED_EXPONENT = 1
+FLOAT32_SCALE = 2
+ROUNDED_SCALE = 3  # to a float format, times the tensor's scale
