@@ -87,6 +87,12 @@ class Format:
         """The constructor call, without the fields that have their default."""
         return self._text
 
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
     def check(self) -> None:
         """Raise a ValueError that names the field and its valid range."""
 

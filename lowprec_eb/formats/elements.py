@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from lowprec_eb.formats.base import Format, check_choice, check_range
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class FixedPoint(Format):
     """Fixed point: integers of ``wl`` bits times ``2 ** -fl``.
 
@@ -79,7 +79,7 @@ class FixedPoint(Format):
         return self.wl - 2 - self.fl
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Float(Format):
     """Floating point: a sign, ``exp`` exponent bits with bias ``2 ** (exp - 1) - 1``, ``man`` mantissa bits.
 

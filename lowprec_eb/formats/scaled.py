@@ -37,7 +37,7 @@ def _blocks(slices: int | tuple[int, ...] | None, block: int | None, block_axis:
     return Blocks(slices=slices if isinstance(slices, tuple) else (slices,))
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class BlockFloat(Format):
     """Block floating point: signed integers of ``wl`` bits that share one 8-bit exponent per block.
 
@@ -89,7 +89,7 @@ class BlockFloat(Format):
         return int(2 ** (self.wl - 1) - 1)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Int(Format):
     """Scaled integers of ``bits`` bits: a float32 scale per block, from the block's range or given.
 
@@ -166,7 +166,7 @@ class Int(Format):
         return int(2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class MX(Format):
     """Microscaling: elements that share one E8M0 scale, a power of two, per ``block`` elements along ``block_axis``.
 
@@ -206,7 +206,7 @@ class MX(Format):
         return 2.0**-127, 2.0**127
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class ScaledFloat(Format):
     """Float elements times a scale in a float format: per-tensor FP8, NVFP4.
 

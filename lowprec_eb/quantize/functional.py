@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from lowprec_eb.formats import Format, as_format
+from lowprec_eb.formats import as_format
 from lowprec_eb.quantize import codes, operator
 from lowprec_eb.quantize.arguments import (
     CLAMPED_GRADIENTS,
@@ -22,7 +22,7 @@ from lowprec_eb.quantize.arguments import (
     scale_tensors,
     stochastic_key,
 )
-from lowprec_eb.quantize.autograd import PLAIN, GradientRule, StraightThrough
+from lowprec_eb.quantize.autograd import PLAIN, GradientRule, StraightThrough, may_need_gradient
 
 Rounding = Literal["nearest", "nearest_away", "stochastic", "toward_zero"]
 ClampedGradient = Literal["pass", "zero"]
@@ -77,18 +77,19 @@ def quantize(
             give, or no code for a NaN that ``x`` holds (``nan="error"``).
     """
     number = None if fmt is None else as_format(fmt)
-    _check(x, number, rounding, backend)
+    _check(x, rounding, backend)
     rule = _gradient_rule(x, clamped_gradient, gradient_format, gradient_rounding)
     if number is None:
         _check_gradient_only(rule, scale, bits, out)
     key = stochastic_key(seed, x.device) if rounding == "stochastic" and number is not None else None
     scales = [] if number is None else scale_tensors(scale, number, x.device)
     start, width = offset_tensor(offset), bits_tensor(bits)
+    learned = (x, *scales) if width is None else (x, width, *scales)
     if out is not None:
-        check_out(x, out, (x, *scales) if width is None else (x, width, *scales))
+        check_out(x, out, learned)
         operator.quantize_out(x, repr(number), rounding, key, start, scales, width, backend, out=out)
         return out
-    if number is not None and not torch.is_grad_enabled():
+    if number is not None and not (torch.is_grad_enabled() and may_need_gradient(learned)):
         return cast(Tensor, operator.quantize(x, repr(number), rounding, key, start, scales, width, backend))
     other = gradient_key(seed, x.device) if rule[1] is not None and rule[2] == "stochastic" else None
     first, second = (*scales, None, None)[:2]
@@ -126,7 +127,7 @@ def encode(
         ValueError: as :func:`quantize`; a value has no code (a NaN or infinity that the format has none for).
     """
     number = as_format(fmt)
-    _check(x, number, rounding, "auto")
+    _check(x, rounding, "auto")
     key = stochastic_key(seed, x.device) if rounding == "stochastic" else None
     scales = [part.detach() for part in scale_tensors(scale, number, x.device)]
     width = bits_tensor(bits)
@@ -163,12 +164,10 @@ def decode(
     return codes.decode(encoded, parts, number, dtype)
 
 
-def _check(x: Tensor, fmt: Format | None, rounding: str, backend: str) -> None:
+def _check(x: Tensor, rounding: str, backend: str) -> None:
     check_tensor(x)
     check_choice("rounding", rounding, ROUNDINGS)
     check_choice("backend", backend, BACKEND_NAMES)
-    if fmt is not None and fmt.blocks is not None:
-        fmt.blocks.scale_shape(x.shape)  # raises if x lacks a dimension
 
 
 def _gradient_rule(x: Tensor, clamped: str, fmt: Any, rounding: str) -> GradientRule:

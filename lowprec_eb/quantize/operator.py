@@ -23,14 +23,18 @@ Backend = Callable[[Tensor, Format, str, Tensor | None, int, list[Tensor], Tenso
 
 def backend_for(x: Tensor, fmt: Format) -> tuple[str, str]:
     """The back end that ``"auto"`` takes, and why."""
-    reason = fast.unsupported(x, fmt)
-    return ("fast", "the fastest on the CPU") if reason is None else ("reference", f"not fast: {reason}")
+    made = fast.plan_for(x, fmt, "nearest")
+    return ("reference", f"not fast: {made}") if isinstance(made, str) else ("fast", "the fastest on the CPU")
 
 
 def _auto(
     x: Tensor, fmt: Format, rounding: str, seed: Tensor | None, offset: int, given: list[Tensor], out: Tensor
 ) -> None:
-    BACKENDS[backend_for(x, fmt)[0]](x, fmt, rounding, seed, offset, given, out)
+    made = fast.plan_for(x, fmt, rounding)
+    if isinstance(made, str):
+        reference.quantize(x, fmt, rounding, seed, offset, given, out)
+    else:
+        fast.follow(made, x, fmt, seed, offset, given, out)
 
 
 BACKENDS: dict[str, Backend] = {
@@ -121,6 +125,11 @@ def _scale_shells(x: Tensor, fmt: Format) -> list[Tensor]:
     return [x.new_empty(shape, dtype=torch.float32) for shape in codes.scale_shapes(x.shape, fmt)]
 
 
+def _shape_of_values(x: Tensor, format: str, *arguments: Any) -> Tensor:
+    _scale_shells(x, parse_format(format))  # raises if x lacks a dimension
+    return torch.empty_like(x)
+
+
 def _shape_of_codes(x: Tensor, format: str, *arguments: Any) -> list[Tensor]:
     fmt = parse_format(format)
     dtype = codes.code_dtype(fmt) if arguments[-1] is None else torch.int32
@@ -128,7 +137,7 @@ def _shape_of_codes(x: Tensor, format: str, *arguments: Any) -> list[Tensor]:
 
 
 _SHAPES: dict[str, Callable[..., Any]] = {
-    "quantize": lambda x, *_: torch.empty_like(x),
+    "quantize": _shape_of_values,
     "quantize.out": lambda x, *_, out: None,
     "encode": _shape_of_codes,
     "in_range": lambda x, *_: torch.empty_like(x, dtype=torch.bool),
@@ -145,6 +154,17 @@ for _name, _kernel in _KERNELS.items():
     _library.impl(_name, _kernel, "CPU")
     _library.impl(_name, _kernel, "CUDA")
     _library.impl(_name, _SHAPES[_name], "Meta")
+
+
+def _refuse_gradient(x: Tensor, *arguments: Any) -> Tensor:
+    """Gradients belong to :class:`StraightThrough`; whoever gets here with one, a tracer say, would get zeros."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise NotImplementedError("lowprec_eb::quantize has no gradient of its own here; call lp.quantize uncompiled")
+    with torch._C._AutoDispatchBelowAutograd():
+        return quantize(x, *arguments)  # type: ignore[no-any-return]
+
+
+_library.impl("quantize", _refuse_gradient, "Autograd")
 
 quantize = torch.ops.lowprec_eb.quantize.default
 quantize_out = torch.ops.lowprec_eb.quantize.out

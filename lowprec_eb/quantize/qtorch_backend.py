@@ -34,6 +34,8 @@ def quantize(
     """``x`` rounded by qtorch into ``out``. float32 only; ``seed`` and ``offset`` cannot reach qtorch's generator."""
     if x.dtype != torch.float32:
         raise ValueError(f"backend='qtorch' rounds float32 tensors only, got {x.dtype}; use backend='reference'")
+    if fmt.blocks is not None:
+        fmt.blocks.scale_shape(x.shape)  # raises if x lacks a dimension
     if rounding not in ("nearest", "stochastic"):
         raise ValueError(f"backend='qtorch' has no rounding {rounding!r}; use backend='reference'")
     out.copy_(_rounded(x.contiguous(), fmt, rounding))

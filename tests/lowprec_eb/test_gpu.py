@@ -1,6 +1,7 @@
 """What must hold on a GPU; skipped without one. `benchmarks/on_gpu.sh` runs these."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 import lowprec_eb as lp
 from energy_models import measure
 from lowprec_eb.compare import run_arm
+from lowprec_eb.formats import NAMED
 
 pytestmark = [
     pytest.mark.gpu,
@@ -15,14 +17,16 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
-@pytest.mark.parametrize(
-    "fmt", [lp.BlockFloat(8, 0), lp.BlockFloat(8, -1), lp.FixedPoint(8, 4), lp.BF16, lp.Float(4, 3)]
-)
-def test_quantizers_give_the_bits_of_the_cpu(fmt, rounding):
-    x = torch.randn(257, 33, 3, generator=torch.Generator().manual_seed(0)) * 3
-    on_gpu = lp.quantize(x.cuda(), fmt, rounding, seed=5)
-    assert torch.equal(on_gpu.cpu(), lp.quantize(x, fmt, rounding, seed=5))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("rounding", ["nearest", "nearest_away", "toward_zero", "stochastic"])
+@pytest.mark.parametrize("name", NAMED)
+def test_quantizers_give_the_bits_of_the_cpu(name, rounding, dtype):
+    x = (torch.randn(65, 33, 3, generator=torch.Generator().manual_seed(0)) * 3).to(dtype)
+    x[0, 0, 0], x[0, 1, 0], x[1, 0, 0] = math.inf, -0.0, torch.finfo(dtype).tiny
+    on_gpu = lp.quantize(x.cuda(), name, rounding, seed=5)
+    assert torch.equal(on_gpu.cpu(), lp.quantize(x, name, rounding, seed=5))
+    x = x.nan_to_num(posinf=1.0)  # some formats have no code for an infinity
+    assert torch.equal(lp.encode(x.cuda(), name, rounding, seed=5)[0].cpu(), lp.encode(x, name, rounding, seed=5)[0])
 
 
 class Silent:

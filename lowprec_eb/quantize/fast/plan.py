@@ -25,11 +25,13 @@ _PACKING = struct.Struct(f"={slots.INTEGERS}q{slots.REALS}f")
 
 @dataclass(frozen=True)
 class Plan:
-    """What depends on the format and the rounding alone."""
+    """What is known of a call before its tensors: the kernel, the buffer's constant part, and how blocks lie."""
 
     kernel: str
-    integers: tuple[int, ...]
-    reals: tuple[float, ...]
+    buffer: bytes
+    place: Geometry
+    refuses_nan: bool
+    scales_first: bool  # an affine format's scales are found before the kernel, and a two-level one's tensor scale
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,7 @@ class Geometry:
         return self.blocks if self.layout == slots.SLICES else self.outer * self.blocks * self.inner
 
 
-def pack(integers: list[int], reals: list[float]) -> bytearray:
-    buffer = bytearray(_PACKING.size)
-    _PACKING.pack_into(buffer, 0, *integers, *reals)
-    return buffer
-
-
-def obstacle(fmt: Format) -> str | None:
+def _obstacle(fmt: Format) -> str | None:
     """Why the kernels cannot round to ``fmt``; None if they can."""
     if isinstance(fmt, MX) and isinstance(fmt.element, FixedPoint) and fmt.element.fl > 22:
         return "the steps of its elements leave float32's range"
@@ -67,9 +63,31 @@ def obstacle(fmt: Format) -> str | None:
     return None
 
 
-@lru_cache(maxsize=256)
-def plan(fmt: Format, rounding: str) -> Plan:
-    """The constant part of a call."""
+@lru_cache(maxsize=4096)
+def plan(fmt: Format, rounding: str, shape: tuple[int, ...], dtype: torch.dtype) -> Plan | str:
+    """The plan of a call on a contiguous tensor; a text says why the kernels cannot do it.
+
+    Raises:
+        ValueError: the tensor lacks a dimension of the format's blocks.
+    """
+    if dtype not in DTYPES:
+        return f"it rounds float32, bfloat16 and float16, not {dtype}"
+    place = geometry(fmt.blocks, shape)
+    if place is None:
+        return "its blocks span dimensions that do not lie side by side"
+    if reason := _obstacle(fmt):
+        return reason
+    kernel, integers, reals = _constants(fmt, rounding)
+    integers[slots.DTYPE], reals[slots.LARGEST_RESULT] = DTYPES[dtype], torch.finfo(dtype).max
+    integers[slots.LAYOUT], integers[slots.LENGTH], integers[slots.SIZE] = place.layout, place.length, place.size
+    integers[slots.BLOCKS], integers[slots.INNER] = place.blocks, place.inner
+    refuses_nan = isinstance(fmt.element, Float) and fmt.element.nan == "error"
+    scales_first = fmt.has_zero_point or fmt.tensor_scale_bits > 0
+    return Plan(kernel, _PACKING.pack(*integers, *reals), place, refuses_nan, scales_first)
+
+
+def _constants(fmt: Format, rounding: str) -> tuple[str, list[int], list[float]]:
+    """Kernel, integers and reals that the format and the rounding decide."""
     integers, reals = [0] * slots.INTEGERS, [0.0] * slots.REALS
     element = fmt.element
     if rounding == "nearest" and isinstance(element, Float) and element.ties == "away":
@@ -82,9 +100,9 @@ def plan(fmt: Format, rounding: str) -> Plan:
         _write_float(element, rounding, integers, reals)
         if fmt.blocks is not None:
             integers[slots.ELEMENT + slots.INFINITE] = _INFINITY
-        return Plan("round_float", tuple(integers), tuple(reals))
+        return "round_float", integers, reals
     _write_integer(fmt, element, reals)
-    return Plan("round_affine" if is_affine(fmt) else "round_whole", tuple(integers), tuple(reals))
+    return "round_affine" if is_affine(fmt) else "round_whole", integers, reals
 
 
 def _write_rule(fmt: Format, integers: list[int], reals: list[float]) -> None:
@@ -151,11 +169,11 @@ def _bits(value: float) -> int:
     return int(struct.unpack("=I", struct.pack("=f", value))[0])
 
 
-@lru_cache(maxsize=4096)
 def geometry(blocks: Blocks | None, shape: tuple[int, ...]) -> Geometry | None:
     """The layout of blocks in a contiguous tensor; None for slices of dimensions that do not lie side by side."""
     if blocks is None:
         return Geometry(slots.NO_BLOCKS)
+    blocks.scale_shape(shape)  # raises if the tensor lacks a dimension
     count = math.prod(shape)
     if not shape:
         return Geometry(slots.RUNS, 1, 1, 1)

@@ -6,10 +6,12 @@ Plain constants, since numba reads those of a module and not the members of an e
 from __future__ import annotations
 
 # ---- integers ----------------------------------------------------------------------------------------------------
+# The first ones change from call to call.
 SOURCE, TARGET = 0, 1  # addresses of elements
 SCALES = 2  # address of float32 scales, one a block
 ZEROS = 3  # of zero points, one a block; 0: there are none
-DTYPE, MODE, SEED, OFFSET = 4, 5, 6, 7
+SEED, OFFSET = 4, 5
+DTYPE, MODE = 6, 7
 LAYOUT = 8
 LENGTH = 9  # elements along the axis of the blocks
 SIZE = 10  # elements of a block along that axis

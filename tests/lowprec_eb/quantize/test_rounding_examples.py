@@ -252,13 +252,14 @@ def test_fp8_with_a_scale_for_the_tensor():
 def test_nvfp4_has_two_levels_of_scales():
     x = torch.cat([torch.full((16,), 6.0), torch.full((16,), 0.1)])
     codes, (block_scales, tensor_scale) = lp.encode(x, lp.NVFP4)
-    # The tensor's scale makes the largest block scale 448, the largest E4M3 number.
-    assert tensor_scale.item() == pytest.approx(1 / 448)
+    # The tensor's scale makes the largest block scale 448, the largest E4M3 number. It has 18 significant bits, so
+    # that element x block scale x tensor scale is exact in float32.
+    assert tensor_scale.item() == pytest.approx(1 / 448, rel=2.0**-17) and tensor_scale.item() <= 1 / 448
     # The second block wants 448 * 0.1 / 6 = 7.47; E4M3 has 7.5 (in [4, 8) its step is 0.5).
     assert block_scales.tolist() == [448, 7.5]
     # 6 is 6 times 448 times the tensor scale; 0.1 is 5.97 times 7.5 times it, which rounds to 6.
     assert lp.decode(codes, None, lp.FP4_E2M1).unique().tolist() == [6]
-    assert lp.quantize(x, lp.NVFP4)[-1].item() == pytest.approx(6 * 7.5 / 448)
+    assert lp.quantize(x, lp.NVFP4)[-1].item() == 6 * 7.5 * tensor_scale.item()
 
 
 # ---- precision of the computation --------------------------------------------------------------------------------
