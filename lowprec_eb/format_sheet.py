@@ -182,7 +182,10 @@ def _idempotent(fmt: Format) -> str:
     if is_affine(fmt):
         return "given its scales"
     if isinstance(fmt, ScaledFloat) and fmt.scale is not None:
-        return "nearest, normal scales"
+        # The block's largest must round back to the element's largest after the scale's own rounding.
+        element = fmt.element
+        half_last_step = 2.0 ** (element.max_exponent - element.man - 1) / element.max
+        return "nearest, normal scales" if 2.0 ** -(fmt.scale.man + 1) < half_last_step else "no"
     return "yes"
 
 

@@ -5,7 +5,7 @@ the tensors.
 """
 
 from lowprec_eb.formats.base import Blocks, Format
-from lowprec_eb.formats.elements import FixedPoint, Float
+from lowprec_eb.formats.elements import FP32, FixedPoint, Float
 from lowprec_eb.formats.named import (
     BF16,
     FP4_E2M1,
@@ -14,7 +14,6 @@ from lowprec_eb.formats.named import (
     FP8_E4M3,
     FP8_E5M2,
     FP16,
-    FP32,
     MXFP4,
     MXFP6_E2M3,
     MXFP6_E3M2,

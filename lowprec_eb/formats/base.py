@@ -25,8 +25,7 @@ def check_choice(format_name: str, field: str, value: object, choices: Sequence[
 
 
 def check_block(format_name: str, block: object, block_axis: object) -> None:
-    if block is not None:
-        check_range(format_name, "block", block, 1, 1 << 30)
+    check_range(format_name, "block", block, 1, 1 << 30)
     check_range(format_name, "block_axis", block_axis, -MAX_DIMENSIONS, MAX_DIMENSIONS - 1)
 
 
@@ -80,6 +79,8 @@ class Format:
 
     def __post_init__(self) -> None:
         self.check()
+        for name, value in self.canonical().items():
+            object.__setattr__(self, name, value)
         for name, value in (*self.derived().items(), ("_text", _constructor_call(self))):
             object.__setattr__(self, name, value)
 
@@ -95,6 +96,10 @@ class Format:
 
     def check(self) -> None:
         """Raise a ValueError that names the field and its valid range."""
+
+    def canonical(self) -> dict[str, object]:
+        """Fields of which several values mean the same, each with the one that is kept."""
+        return {}
 
     def derived(self) -> dict[str, object]:
         """Attributes that are read at every call, and therefore made once."""

@@ -31,6 +31,9 @@ class FixedPoint(Format):
         check_choice("FixedPoint", "clamp", self.clamp, (True, False))
         check_choice("FixedPoint", "symmetric", self.symmetric, (True, False))
 
+    def canonical(self) -> dict[str, object]:
+        return {} if self.clamp else {"symmetric": False}  # without a range there is no symmetry
+
     @property
     def element(self) -> FixedPoint:
         return self
@@ -168,3 +171,6 @@ class Float(Format):
     def smallest(self) -> float:
         """Smallest positive value: a subnormal where there are any."""
         return float(2.0 ** (self.min_exponent - (self.man if self.subnormals else 0)))
+
+
+FP32 = Float(8, 23, specials="ieee", overflow="infinity")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from lowprec_eb.formats.base import Format
-from lowprec_eb.formats.elements import FixedPoint, Float
+from lowprec_eb.formats.elements import FP32, FixedPoint, Float
 from lowprec_eb.formats.scaled import MX, BlockFloat, Int, ScaledFloat
 
-FP32 = Float(8, 23, specials="ieee", overflow="infinity")
 FP16 = Float(5, 10, specials="ieee", overflow="infinity")
 BF16 = Float(8, 7, specials="ieee", overflow="infinity")
 TF32 = Float(8, 10, specials="ieee", overflow="infinity")

@@ -15,18 +15,32 @@ from lowprec_eb.formats.base import (
     check_choice,
     check_range,
 )
-from lowprec_eb.formats.elements import FixedPoint, Float
+from lowprec_eb.formats.elements import FP32, FixedPoint, Float
 
-_FP32 = Float(8, 23, specials="ieee", overflow="infinity")
-MAX_ELEMENT_EXPONENT_BITS = 5
+MAX_ELEMENT_EXPONENT_BITS, MAX_ELEMENT_MANTISSA_BITS = 5, 15
 _SMALLEST_FP32_SCALE = 2.0**-126  # the smallest normal float32: no device flushes it to zero
 
 
-def _check_dims(format_name: str, field: str, value: object, low: int) -> None:
-    for dim in value if isinstance(value, tuple) else (value,):
-        check_range(format_name, field, dim, low, MAX_DIMENSIONS - 1)
-    if isinstance(value, tuple) and (not value or len(set(value)) < len(value)):
-        raise ValueError(f"{format_name}: {field} must name one or more different dimensions, got {value!r}")
+def _check_grouping(
+    format_name: str, field: str, slices: object, block: object, block_axis: object, lowest: int
+) -> None:
+    """The dimensions whose slices have a scale each, or the size of blocks; ``field`` names the former."""
+    for dim in slices if isinstance(slices, tuple) else () if slices is None else (slices,):
+        check_range(format_name, field, dim, lowest, MAX_DIMENSIONS - 1)
+    if isinstance(slices, tuple) and (not slices or len(set(slices)) < len(slices)):
+        raise ValueError(f"{format_name}: {field} must name one or more different dimensions, got {slices!r}")
+    if block is not None:
+        check_block(format_name, block, block_axis)
+        if slices is not None:
+            raise ValueError(f"{format_name}: give {field} or block, not both; blocks of a size ignore slices")
+    elif block_axis != -1:
+        raise ValueError(f"{format_name}: block_axis needs block, the size of the blocks along it")
+
+
+def _one_spelling(slices: int | tuple[int, ...] | None) -> int | tuple[int, ...] | None:
+    if not isinstance(slices, tuple):
+        return slices
+    return slices[0] if len(slices) == 1 else tuple(sorted(slices))
 
 
 def _blocks(slices: int | tuple[int, ...] | None, block: int | None, block_axis: int) -> Blocks:
@@ -62,10 +76,13 @@ class BlockFloat(Format):
 
     def check(self) -> None:
         check_range("BlockFloat", "wl", self.wl, 2, 16)
-        _check_dims("BlockFloat", "dim", self.dim, 0 if isinstance(self.dim, tuple) else -1)
-        check_block("BlockFloat", self.block, self.block_axis)
-        if self.block is not None and self.dim != -1:
-            raise ValueError("BlockFloat: give dim or block, not both; blocks of a size ignore slices")
+        if not isinstance(self.dim, tuple):
+            check_range("BlockFloat", "dim", self.dim, -1, MAX_DIMENSIONS - 1)
+        slices = None if self.dim == -1 else self.dim
+        _check_grouping("BlockFloat", "dim", slices, self.block, self.block_axis, 0)
+
+    def canonical(self) -> dict[str, object]:
+        return {"dim": _one_spelling(self.dim)}
 
     @property
     def bits(self) -> int:
@@ -121,13 +138,12 @@ class Int(Format):
         check_range("Int", "bits", self.bits, 2, 16)
         check_choice("Int", "symmetric", self.symmetric, (True, False))
         check_choice("Int", "zero_point", self.zero_point, ("integer", "minimum"))
-        if self.axis is not None:
-            _check_dims("Int", "axis", self.axis, -MAX_DIMENSIONS)
-        check_block("Int", self.block, self.block_axis)
-        if self.block is not None and self.axis is not None:
-            raise ValueError("Int: give axis or block, not both; blocks of a size ignore slices")
+        _check_grouping("Int", "axis", self.axis, self.block, self.block_axis, -MAX_DIMENSIONS)
         if self.symmetric and self.zero_point != "integer":
             raise ValueError("Int: zero_point='minimum' needs symmetric=False, a symmetric range has its zero at 0")
+
+    def canonical(self) -> dict[str, object]:
+        return {"axis": _one_spelling(self.axis)}
 
     def derived(self) -> dict[str, object]:
         # The signed grid; affine codes are the same steps counted from the zero point.
@@ -146,7 +162,7 @@ class Int(Format):
 
     @property
     def scale_limits(self) -> tuple[float, float]:
-        return _SMALLEST_FP32_SCALE, _FP32.max
+        return _SMALLEST_FP32_SCALE, FP32.max
 
     @property
     def has_zero_point(self) -> bool:
@@ -186,8 +202,6 @@ class MX(Format):
 
     def check(self) -> None:
         _check_element("MX", self.element)
-        if self.block is None:
-            raise ValueError("MX: block must be a whole number from 1, got None")
         check_block("MX", self.block, self.block_axis)
 
     @property
@@ -232,23 +246,18 @@ class ScaledFloat(Format):
     kind: ClassVar[str] = "scaled_float"
 
     def check(self) -> None:
-        if self.scale == _FP32:
-            object.__setattr__(self, "scale", None)
         if self.scale is not None and not isinstance(self.scale, Float):
             raise ValueError(f"ScaledFloat: scale must be a Float format, got {self.scale!r}")
         if not isinstance(self.element, Float):
             raise ValueError(f"ScaledFloat: element must be a Float format, got {self.element!r}; use lp.Int")
         _check_element("ScaledFloat", self.element)
-        if self.axis is not None:
-            _check_dims("ScaledFloat", "axis", self.axis, -MAX_DIMENSIONS)
-        check_block("ScaledFloat", self.block, self.block_axis)
+        _check_grouping("ScaledFloat", "axis", self.axis, self.block, self.block_axis, -MAX_DIMENSIONS)
         check_choice("ScaledFloat", "tensor_scale", self.tensor_scale, (True, False))
-        if self.block is not None and self.axis is not None:
-            raise ValueError("ScaledFloat: give axis or block, not both; blocks of a size ignore slices")
-        if self.tensor_scale and self.scale is not None and self.scale.exp > MAX_ELEMENT_EXPONENT_BITS:
+        if self.tensor_scale and (self.scale is None or self.scale.exp > MAX_ELEMENT_EXPONENT_BITS):
             raise ValueError("ScaledFloat: scales of more than 5 exponent bits need no tensor_scale")
-        if self.tensor_scale and self.scale is None:
-            raise ValueError("ScaledFloat: float32 scales need no tensor_scale")
+
+    def canonical(self) -> dict[str, object]:
+        return {"axis": _one_spelling(self.axis), "scale": None if self.scale == FP32 else self.scale}
 
     @property
     def bits(self) -> int:
@@ -268,9 +277,9 @@ class ScaledFloat(Format):
     @property
     def scale_limits(self) -> tuple[float, float]:
         if self.scale is None:
-            return _SMALLEST_FP32_SCALE, _FP32.max
+            return _SMALLEST_FP32_SCALE, FP32.max
         if self.tensor_scale:
-            return self.scale.smallest * _SMALLEST_FP32_SCALE, self.scale.max * _FP32.max
+            return self.scale.smallest * _SMALLEST_FP32_SCALE, self.scale.max * FP32.max
         return self.scale.smallest, self.scale.max
 
 
@@ -285,11 +294,13 @@ def _check_element(format_name: str, element: object) -> None:
     saturates = element.overflow == "saturate" if isinstance(element, Float) else element.clamp
     if not saturates:
         raise ValueError(f"{format_name}: element must saturate, got {element!r}")
-    if element.exponent_bits > MAX_ELEMENT_EXPONENT_BITS:
+    if element.exponent_bits > MAX_ELEMENT_EXPONENT_BITS or element.mantissa_bits > MAX_ELEMENT_MANTISSA_BITS:
         raise ValueError(
-            f"{format_name}: element has {element.exponent_bits} exponent bits, at most {MAX_ELEMENT_EXPONENT_BITS} "
-            "leave room for a scale in float32's range"
+            f"{format_name}: element has {element.exponent_bits} exponent and {element.mantissa_bits} mantissa bits; "
+            f"at most {MAX_ELEMENT_EXPONENT_BITS} and {MAX_ELEMENT_MANTISSA_BITS} leave float32 room for a scale"
         )
+    if isinstance(element, FixedPoint) and not element.symmetric:
+        raise ValueError(f"{format_name}: element must be symmetric, or rounding twice would change the scale")
 
 
 def at_bits(fmt: Format, bits: int) -> Format:
@@ -307,4 +318,4 @@ def at_bits(fmt: Format, bits: int) -> Format:
         case FixedPoint():
             check_range("FixedPoint", "bits that keep the range", bits, max(2, fmt.wl - fmt.fl), 24)
             return replace(fmt, wl=bits, fl=fmt.fl + bits - fmt.wl)
-    raise ValueError(f"bits: {fmt!r} has no single number of bits to change; Int, BlockFloat and FixedPoint have")
+    raise ValueError(f"{fmt!r} has no single number of bits to change; Int, BlockFloat and FixedPoint have")

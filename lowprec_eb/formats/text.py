@@ -55,14 +55,15 @@ def parse_format(text: str) -> Format:
     Raises:
         ValueError: neither; the nearest name is suggested.
     """
-    if text in NAMED:
-        return NAMED[text]
+    if (name := text.strip().lower()) in NAMED:
+        return NAMED[name]
     try:
         tree = ast.parse(text.strip(), mode="eval").body
         if isinstance(tree, ast.Call):
             return _build(tree)
     except (SyntaxError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"not a number format: {text!r}; {_hint(text)}") from error
+        reason = f" ({error})" if isinstance(error, TypeError) and str(error).startswith(tuple(CLASSES)) else ""
+        raise ValueError(f"not a number format: {text!r}{reason}; {_hint(text)}") from error
     raise ValueError(f"not a number format: {text!r}; {_hint(text)}")
 
 

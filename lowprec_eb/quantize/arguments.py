@@ -23,7 +23,8 @@ def check_tensor(x: Any, name: str = "x") -> None:
     if x.dtype not in DTYPES:
         raise ValueError(f"{name}: must be a floating-point tensor of 16, 32 or 64 bits, got {x.dtype}")
     if x.layout != torch.strided or x.is_nested:
-        raise ValueError(f"{name}: must be a dense tensor, got layout {x.layout}; use x.to_dense() or its values")
+        kind = "a nested one" if x.is_nested else f"layout {x.layout}"
+        raise ValueError(f"{name}: must be a dense tensor, got {kind}; use x.to_dense() or its values")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -38,6 +39,8 @@ def check_out(x: Tensor, out: Any, inputs: tuple[Tensor, ...]) -> None:
     if (out.shape, out.dtype, out.device) != (x.shape, x.dtype, x.device):
         like = f"{x.dtype} {tuple(x.shape)} on {x.device}"
         raise ValueError(f"out: must be like x, {like}, got {out.dtype} {tuple(out.shape)} on {out.device}")
+    if not torch.compiler.is_compiling() and out.is_neg():
+        raise ValueError("out: is a negated view; resolve it first (out.resolve_neg())")
     if any(stride == 0 and size > 1 for stride, size in zip(out.stride(), out.shape, strict=True)):
         raise ValueError("out: several of its elements share one place; it cannot be an expanded tensor")
 
@@ -69,7 +72,7 @@ def _whole(name: str, value: Any, allowed: range) -> Tensor:
         return value.reshape(()).to(torch.int64)
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{name}: must be a whole number or a 0-d int64 tensor, got {value!r}")
-    if value not in allowed:
+    if not allowed.start <= value < allowed.stop:  # a traced number is not in a range
         raise ValueError(f"{name}: must be from {allowed.start} to 2**63 - 1, got {value}")
     return torch.as_tensor(value, dtype=torch.int64)
 
@@ -110,6 +113,6 @@ def _real(part: Any, device: torch.device) -> Tensor:
         return part.to(device)
     if isinstance(part, bool) or not isinstance(part, int | float):
         raise ValueError(f"scale: must be a number, a tensor or a pair of them, got {part!r}")
-    if not math.isfinite(part):
+    if not -math.inf < part < math.inf:
         raise ValueError(f"scale: must be finite, got {part}")
     return torch.as_tensor(part, dtype=torch.float32, device=device)

@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from lowprec_eb.formats import FixedPoint, Format, Int, is_affine
 from lowprec_eb.quantize import operator
 from lowprec_eb.quantize.blocks import fit_given, reduce_blocks, spread
 
-GradientRule = tuple[
-    str, Format | None, str
-]  # clamped gradient, format of the gradient (None: as it comes), its rounding
+
+class GradientRule(NamedTuple):
+    """What happens to a gradient on its way back."""
+
+    clamped: str = "pass"  # or "zero": that of elements beyond the range
+    fmt: Format | None = None  # that it is rounded to; None: as it comes
+    rounding: str = "nearest"
 
 
-PLAIN: GradientRule = ("pass", None, "nearest")
+PLAIN = GradientRule()
 
 
 class StraightThrough(torch.autograd.Function):
@@ -57,12 +62,12 @@ class StraightThrough(torch.autograd.Function):
         learned = [part is not None and part.requires_grad for part in (bits, *scales)]
         if any(learned):  # only then, so that a layer behind may overwrite the output
             ctx.save_for_backward(x, output, bits, *scales)
-        elif ctx.rule[0] == "zero":
+        elif ctx.rule.clamped == "zero":
             ctx.save_for_backward(x, None, bits, *scales)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        clamped, fmt, rounding = ctx.rule
+        fmt, rounding = ctx.rule.fmt, ctx.rule.rounding
         of_bits: Tensor | None = None
         of_scale: Tensor | None = None
         passed = gradient
@@ -73,7 +78,7 @@ class StraightThrough(torch.autograd.Function):
                 of_bits = _gradient_of_bits(gradient, x, out, inside, ctx.fmt, bits, scales)
             if scales and ctx.needs_input_grad[9]:
                 of_scale = _gradient_of_scale(gradient, x, out, inside, ctx.fmt, scales)
-            if clamped == "zero":
+            if ctx.rule.clamped == "zero":
                 passed = torch.where(inside, gradient, 0.0)
         if fmt is not None and ctx.needs_input_grad[0]:
             arguments = (fmt, rounding, ctx.gradient_seed, ctx.offset, None, ctx.backend, PLAIN, None, None, None)
@@ -88,6 +93,8 @@ StraightThrough.forward.__signature__ = inspect.signature(StraightThrough.forwar
 def may_need_gradient(inputs: tuple[Tensor, ...]) -> bool:
     """Whether to go through :class:`StraightThrough`. Under a transform, tensors do not tell; a tracer need not ask."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True
+    if forward_ad._current_level >= 0:  # forward mode, which is refused there
         return True
     return any(tensor.requires_grad for tensor in inputs)
 
@@ -123,7 +130,7 @@ def _gradient_of_bits(
 
     Bits stay a tensor here, so that a compiled backward pass holds for every value.
     """
-    whole = bits.detach().round().to(x.dtype)
+    whole = bits.detach().round().to(torch.promote_types(x.dtype, torch.float32))  # float16 lacks 2 ** 16
     error = (out - x).detach()
     step_slope, end_slope = _slopes(fmt, whole, given=bool(scales))
     end = _end_sign(error, fmt) * end_slope * _step(x, fmt, bits.detach(), whole, scales)

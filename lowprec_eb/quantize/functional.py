@@ -54,7 +54,8 @@ def quantize(
             for a ``gradient_format`` alone.
         rounding: ``"nearest"`` (ties as the format says, to even by default), ``"nearest_away"`` (ties away from
             zero), ``"toward_zero"``, or ``"stochastic"`` (away from zero with a probability equal to the distance from
-            the neighbour nearer to zero in steps, to within ``2 ** -24``, so the expectation is ``x``).
+            the neighbour nearer to zero in steps, so the expectation is ``x``, to within ``2 ** -24`` steps; under a
+            scale that is no power of two to within ``2 ** -22`` times the code).
         seed: stochastic rounding's key: an integer or a 0-d int64 tensor. None draws one from torch's default
             generator.
         offset: global index of element 0, so that the shards of a tensor round as the whole would.
@@ -80,7 +81,7 @@ def quantize(
     _check(x, rounding, backend)
     rule = _gradient_rule(x, clamped_gradient, gradient_format, gradient_rounding)
     if number is None:
-        _check_gradient_only(rule, scale, bits, out)
+        _check_gradient_only(rule, scale is not None or bits is not None or out is not None)
     key = stochastic_key(seed, x.device) if rounding == "stochastic" and number is not None else None
     scales = [] if number is None else scale_tensors(scale, number, x.device)
     start, width = offset_tensor(offset), bits_tensor(bits)
@@ -91,7 +92,7 @@ def quantize(
         return out
     if number is not None and not (torch.is_grad_enabled() and may_need_gradient(learned)):
         return cast(Tensor, operator.quantize(x, repr(number), rounding, key, start, scales, width, backend))
-    other = gradient_key(seed, x.device) if rule[1] is not None and rule[2] == "stochastic" else None
+    other = gradient_key(seed, x.device) if rule.fmt is not None and rule.rounding == "stochastic" else None
     first, second = (*scales, None, None)[:2]
     arguments = (x, number, rounding, key, start, width, backend, rule, other, first, second)
     return cast(Tensor, StraightThrough.apply(*arguments))  # type: ignore[no-untyped-call]
@@ -149,14 +150,15 @@ def decode(
     """The values of :func:`encode`'s codes and scales: ``decode(*encode(x, fmt), fmt)`` equals ``quantize(x, fmt)``.
 
     Raises:
-        ValueError: codes, scales or dtype are not those of ``fmt``.
+        ValueError: the types of codes and values, or the shapes of scales, are not those of ``fmt``. Codes out of its
+            range are not looked for.
     """
     number = as_format(fmt)
     if not isinstance(encoded, Tensor) or encoded.dtype not in CODE_DTYPES:
         raise ValueError("codes: must be an integer tensor as lp.encode gives it")
     if dtype not in DTYPES:
         raise ValueError(f"dtype: must be a floating-point type of 16, 32 or 64 bits, got {dtype}")
-    parts = () if scales is None else scales if isinstance(scales, tuple) else (scales,)
+    parts = () if scales is None else tuple(scales) if isinstance(scales, tuple | list) else (scales,)
     wanted = codes.scale_shapes(encoded.shape, number)
     found = [tuple(part.shape) if isinstance(part, Tensor) else part for part in parts]
     if found != wanted:
@@ -175,18 +177,20 @@ def _gradient_rule(x: Tensor, clamped: str, fmt: Any, rounding: str) -> Gradient
         return PLAIN
     check_choice("clamped_gradient", clamped, CLAMPED_GRADIENTS)
     check_choice("gradient_rounding", rounding, ROUNDINGS)
+    if fmt is None and rounding != "nearest":
+        raise ValueError(f"gradient_rounding={rounding!r} needs a gradient_format")
     number = None if fmt is None else as_format(fmt)
     if number is not None and number.blocks is not None:
-        number.blocks.scale_shape(x.shape)
-    return clamped, number, rounding
+        number.blocks.scale_shape(x.shape)  # raises if x lacks a dimension
+    return GradientRule(clamped, number, rounding)
 
 
-def _check_gradient_only(rule: GradientRule, *others: Any) -> None:
-    if rule[1] is None:
+def _check_gradient_only(rule: GradientRule, values_are_meant: bool) -> None:
+    if rule.fmt is None:
         raise ValueError("not a number format: None; it leaves the values as they are, and needs a gradient_format")
-    if rule[0] != "pass" or any(other is not None for other in others):
+    if rule.clamped != "pass" or values_are_meant:
         raise ValueError(
-            "fmt=None leaves the values as they are: scale, bits, out and clamped_gradient have no meaning"
+            "fmt=None leaves values as they are: scale, bits, out and clamped_gradient have no meaning then"
         )
 
 

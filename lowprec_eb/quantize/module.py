@@ -35,6 +35,8 @@ class Quantizer(nn.Module):
             raise ValueError("Quantizer: give fmt, gradient_format or both")
         self.fmt = None if fmt is None else as_format(fmt)
         self.gradient_format = None if gradient_format is None else as_format(gradient_format)
+        if gradient_format is None and gradient_rounding != "nearest":
+            raise ValueError(f"Quantizer: gradient_rounding={gradient_rounding!r} needs a gradient_format")
         if fmt is None and clamped_gradient != "pass":
             raise ValueError("Quantizer: clamped_gradient needs fmt, whose range clamps")
         check_choice("rounding", rounding, ROUNDINGS)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lowprec_eb.formats import FixedPoint, Float, Format, Int, ScaledFloat, is_affine
 from lowprec_eb.quantize.blocks import fit_given, spread
-from lowprec_eb.quantize.rounding import QUOTIENT_ERROR, round_to_element, round_whole
-from lowprec_eb.quantize.scales import Scales, find_scales
+from lowprec_eb.quantize.rounding import FLOAT32_ERROR, round_to_element, round_whole
+from lowprec_eb.quantize.scales import Scales, find_scales, round_scale
 
 
 def quantize(
@@ -32,14 +32,25 @@ def split(
     scales = given_scales(given, fmt, wide) or find_scales(wide, fmt)
     key = (seed, offset)
     if not scales:
-        return round_to_element(wide.double(), fmt.element, rounding, key, False).to(wide.dtype), ()
+        return round_to_element(wide.double(), fmt.element, rounding, key).to(wide.dtype), ()
+    errors = _quotient_errors(fmt, wide.dtype, bool(given))
     if is_affine(fmt):
-        codes = _affine_codes(wide, fmt, rounding, key, scales)
+        codes = _affine_codes(wide, fmt, rounding, key, scales, errors)
         return _infinities_pass(codes, wide, given), scales
-    inexact = isinstance(fmt, Int | ScaledFloat)
     quotient = (wide / _divisor(scales, fmt, x.shape)).double()
-    elements = round_to_element(quotient, fmt.element, rounding, key, inexact).to(wide.dtype)
+    elements = round_to_element(quotient, fmt.element, rounding, key, errors[0]).to(wide.dtype)
     return _infinities_pass(elements, wide, given), scales
+
+
+def _quotient_errors(fmt: Format, dtype: torch.dtype, given: bool) -> tuple[float, float]:
+    """Relative errors of a quotient by a scale that is no power of two: of its scale and of its own rounding.
+
+    A scale that was found is a float32, whatever the tensor's dtype.
+    """
+    if not isinstance(fmt, Int | ScaledFloat):
+        return 0.0, 0.0
+    own = 2 * torch.finfo(dtype).eps
+    return (own if given else FLOAT32_ERROR), own
 
 
 def _divisor(scales: Scales, fmt: Format, shape: torch.Size) -> Tensor:
@@ -71,16 +82,24 @@ def join(elements: Tensor, scales: Scales, fmt: Format, dtype: torch.dtype) -> T
     return values * scales[1] if fmt.tensor_scale_bits else values
 
 
-def _affine_codes(x: Tensor, fmt: Int, rounding: str, key: tuple[Tensor | None, int], scales: Scales) -> Tensor:
+def _affine_codes(
+    x: Tensor,
+    fmt: Int,
+    rounding: str,
+    key: tuple[Tensor | None, int],
+    scales: Scales,
+    errors: tuple[float, float],
+) -> Tensor:
     assert fmt.blocks is not None
     scale, zero = (spread(part, fmt.blocks, x.shape) for part in scales)
     if fmt.zero_point == "minimum":
         quotient = (x * 0.5 - zero * 0.5) / scale * 2  # the whole difference may overflow
-        reach = quotient.abs() + zero.abs() / scale  # the difference has the error of its larger term
-        codes = round_whole(quotient.double(), rounding, key, reach.double())
+        # The difference has the error of its larger term.
+        tolerance = quotient.abs() * errors[0] + zero.abs() / scale * errors[1]
+        codes = round_whole(quotient.double(), rounding, key, tolerance.double())
     else:
         quotient = (x / scale).double()
-        codes = round_whole(quotient, rounding, key, quotient.abs()) + zero
+        codes = round_whole(quotient, rounding, key, quotient.abs() * errors[0]) + zero
     return codes.clamp(0, fmt.levels).to(x.dtype)
 
 
@@ -100,7 +119,7 @@ def in_range(x: Tensor, fmt: Format, given: list[Tensor]) -> Tensor:
 
 def _slack(fmt: Format) -> float:
     """What the ends of a range may be off, relatively: the rounding of a real scale."""
-    return QUOTIENT_ERROR if isinstance(fmt, Int | ScaledFloat) else 0.0
+    return FLOAT32_ERROR if isinstance(fmt, Int | ScaledFloat) else 0.0
 
 
 def _ends(x: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
@@ -124,6 +143,8 @@ def given_scales(given: list[Tensor], fmt: Format, x: Tensor) -> Scales:
             raise ValueError("scale: must be above 0 and within float32's range everywhere")
     if is_affine(fmt):
         _check_zero_point(scales[1], fmt)
+    if isinstance(fmt, ScaledFloat) and fmt.scale is not None:
+        scales[0] = round_scale(scales[0], fmt.scale)
     if fmt.tensor_scale_bits:
         if scales[1].numel() != 1:
             raise ValueError(f"scale: a tensor has one tensor scale, got {scales[1].numel()}")

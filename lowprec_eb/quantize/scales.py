@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -90,10 +92,10 @@ def _scaled_float(largest: Tensor, fmt: ScaledFloat) -> Scales:
     if fmt.scale is None:
         return (float32_scale(largest, fmt.element.max),)
     if not fmt.tensor_scale:
-        return (_round_scale(_divided(largest, fmt.element.max), fmt.scale),)
+        return (round_scale(_divided(largest, fmt.element.max), fmt.scale),)
     whole = largest.amax() if largest.numel() else largest.new_zeros(())
     tensor_scale = tensor_scale_of(whole, fmt)
-    return _round_scale(largest / (fmt.element.max * tensor_scale), fmt.scale), tensor_scale
+    return round_scale(largest / (fmt.element.max * tensor_scale), fmt.scale), tensor_scale
 
 
 def tensor_scale_of(largest: Tensor, fmt: ScaledFloat) -> Tensor:
@@ -108,6 +110,7 @@ def tensor_scale_of(largest: Tensor, fmt: ScaledFloat) -> Tensor:
     return pattern.view(torch.float32).to(largest.dtype)
 
 
-def _round_scale(scale: Tensor, fmt: Float) -> Tensor:
-    rounded = round_to_element(scale.to(torch.float64), fmt, "nearest", _NO_KEY, inexact=False)
+def round_scale(scale: Tensor, fmt: Float) -> Tensor:
+    """The nearest scale that ``fmt`` can hold, above zero."""
+    rounded = round_to_element(scale.to(torch.float64), replace(fmt, overflow="saturate"), "nearest", _NO_KEY)
     return rounded.clamp(fmt.smallest, fmt.max).to(scale.dtype)

@@ -19,15 +19,15 @@ from torch import Tensor
 from lowprec_eb.format_sheet import LISTED_BITS, positive_values, sample_shape, sqnr_db
 from lowprec_eb.formats import Float, Format, format_name, is_affine
 from lowprec_eb.quantize import Rounding, quantize
-from lowprec_eb.report.pictures import _COLOURS, _figure, _save
+from lowprec_eb.report.pictures import COLOURS, new_figure, save_picture
 
-MOST_FORMATS = len(_COLOURS)
-_NORMAL, _SUBNORMAL = _COLOURS[0], _COLOURS[1]
+MOST_FORMATS = len(COLOURS)
+_NORMAL, _SUBNORMAL = COLOURS[0], COLOURS[1]
 _LOWEST_DB = -10  # below, the noise is ten times the signal
 _LABEL_WIDTH = 26  # characters
 _STEPS_SHOWN = 10  # of the rounding panel
 _NOISE_STYLES: dict[Rounding, Literal["-", "--"]] = {"nearest": "-", "stochastic": "--"}
-_ROUNDING_STYLES: dict[Rounding, tuple[str, str]] = {"nearest": ("-", _COLOURS[0]), "toward_zero": ("--", _COLOURS[2])}
+_ROUNDING_STYLES: dict[Rounding, tuple[str, str]] = {"nearest": ("-", COLOURS[0]), "toward_zero": ("--", COLOURS[2])}
 
 
 def write_format_picture(formats: Sequence[Format], out: Path) -> Path:
@@ -42,20 +42,20 @@ def write_format_picture(formats: Sequence[Format], out: Path) -> Path:
         raise ValueError(f"{out}: pictures are PNG files; give a name that ends in .png, or a folder")
     path = out if out.suffix == ".png" else out / f"{_file_name(formats)}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    _save(format_picture(formats), path)
+    save_picture(format_picture(formats), path)
     return path
 
 
 def format_picture(formats: Sequence[Format]) -> Figure:
     """Number lines and noise of ``formats``; of a single one that can be drawn value by value also how it rounds."""
     if len(formats) > 1:
-        figure = _figure(11, 4.6 + 0.55 * len(formats))
+        figure = new_figure(11, 4.6 + 0.55 * len(formats))
         panels = figure.subplot_mosaic([["linear", "log"], ["noise", "noise"]], height_ratios=[0.5 * len(formats), 3.4])
     elif formats[0].bits > LISTED_BITS:
-        figure = _figure(11, 5)
+        figure = new_figure(11, 5)
         panels = dict(zip(("log", "noise"), figure.subplots(2, height_ratios=[1, 5]), strict=True))
     else:
-        figure = _figure(11, 7)
+        figure = new_figure(11, 7)
         panels = figure.subplot_mosaic(
             [["linear", "linear"], ["log", "log"], ["rounding", "noise"]], height_ratios=[1, 1, 5]
         )
@@ -163,14 +163,14 @@ def _rounding(axes: Axes, fmt: Format) -> None:
     low, high = values[0], values[-1] + 2 * (values[-1] - values[-2])
     x = torch.linspace(low, high, 2000, dtype=torch.float64)
     random = torch.linspace(low, high, 140, dtype=torch.float64)
-    axes.plot(random, _at_scale_one(random, fmt, "stochastic"), ".", color=_COLOURS[1], markersize=4,
+    axes.plot(random, _at_scale_one(random, fmt, "stochastic"), ".", color=COLOURS[1], markersize=4,
               label="stochastic, one draw each")  # fmt: skip
     for rounding, (style, colour) in _ROUNDING_STYLES.items():
         label = rounding.replace("_", " ")
         axes.plot(x, _at_scale_one(x, fmt, rounding), style, color=colour, linewidth=1.4, label=label)
     ends = torch.tensor(values, dtype=torch.float64)
     ties = (ends[1:] + ends[:-1]) / 2
-    axes.plot(ties, _at_scale_one(ties, fmt, "nearest"), "o", color=_COLOURS[0], markersize=4.5, label="ties, nearest")
+    axes.plot(ties, _at_scale_one(ties, fmt, "nearest"), "o", color=COLOURS[0], markersize=4.5, label="ties, nearest")
     axes.axline((low, low), slope=1, color="#999999", linewidth=0.7, zorder=0)
     axes.set_xlim(low, high)
     axes.set_ylim(low - 0.03 * (high - low), high)
@@ -196,7 +196,7 @@ def _noise(axes: Axes, formats: Sequence[Format]) -> None:
     exponents = _exponents(formats)
     stds = [2.0**exponent for exponent in exponents]
     highest, overflows = 0.0, False
-    for fmt, colour in zip(formats, _COLOURS, strict=False):
+    for fmt, colour in zip(formats, COLOURS, strict=False):
         for rounding, style in _NOISE_STYLES.items():
             curve = _from_lowest(sqnr_db(fmt, stds, rounding))
             overflows = overflows or math.isnan(curve[-1])
@@ -223,12 +223,12 @@ def _from_lowest(curve: list[float]) -> list[float]:
 
 def _noise_legend(axes: Axes, formats: Sequence[Format]) -> None:
     """Colours are formats and styles roundings; beside the panel if there are several formats."""
-    shade = _COLOURS[0] if len(formats) == 1 else "#555555"
+    shade = COLOURS[0] if len(formats) == 1 else "#555555"
     handles = [Line2D([], [], color=shade, linestyle=style, label=name) for name, style in _NOISE_STYLES.items()]
     if len(formats) == 1:
         axes.legend(handles=handles, fontsize=8, loc="lower center", edgecolor="white", framealpha=1)
         return
-    colours = zip(formats, _COLOURS, strict=False)
+    colours = zip(formats, COLOURS, strict=False)
     handles = [*(Line2D([], [], color=colour, label=_label(fmt)) for fmt, colour in colours), *handles]
     axes.legend(handles=handles, fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 

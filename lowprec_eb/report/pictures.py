@@ -26,7 +26,7 @@ from lowprec_eb.report.units import Scale
 
 DPI = 150
 _ACCURACY_BELOW = 8  # points shown below the usual accuracy
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 _PHASE_GROUPS: dict[str, tuple[str, ...]] = {
     "search": ("search",),
@@ -50,7 +50,7 @@ def write_pictures(comparison: Comparison, folder: Path) -> list[Path]:
         if name in absent:
             path.unlink(missing_ok=True)
             continue
-        _save(draw(comparison), path)
+        save_picture(draw(comparison), path)
         written.append(path)
     return written
 
@@ -75,9 +75,9 @@ def energy_accuracy(comparison: Comparison) -> Figure:
     """Accuracy over modelled energy: marker by pipeline, colour by precision, a label at each point."""
     arms = summarise(comparison)
     scale = Scale.of(arm.energy.nominal_j for arm in arms)
-    colours = dict(zip(dict.fromkeys(arm.precision_label for arm in arms), cycle(_COLOURS), strict=False))
+    colours = dict(zip(dict.fromkeys(arm.precision_label for arm in arms), cycle(COLOURS), strict=False))
     markers = dict(zip(dict.fromkeys(arm.pipeline for arm in arms), cycle(_MARKERS), strict=False))
-    figure = _figure(11, 7)
+    figure = new_figure(11, 7)
     axes = figure.add_subplot()
     crosses = np.array([_cross(arm, scale) for arm in arms])
     for arm, (x, y, low, high, std) in zip(arms, crosses, strict=True):
@@ -148,7 +148,7 @@ def energy_phases(comparison: Comparison) -> Figure:
     """One horizontal bar an arm: nominal energy stacked by phase, the total beside it."""
     arms = summarise(comparison)
     scale = Scale.of(arm.energy.nominal_j for arm in arms)
-    figure = _figure(10, 1.6 + 0.36 * len(arms))
+    figure = new_figure(10, 1.6 + 0.36 * len(arms))
     axes = figure.add_subplot()
     names = [arm.arm for arm in arms]
     left, largest = [0.0] * len(arms), max(arm.energy.nominal_j for arm in arms) / scale.factor
@@ -185,12 +185,12 @@ def epochs(comparison: Comparison) -> Figure:
     curves = {arm.arm: _curves(comparison, arm) for arm in _selected_arms(comparison)}
     means = {arm: mean_curve(group) for arm, group in curves.items()}
     scale = Scale.of(mean.energy_j[-1] for mean in means.values())
-    figure = _figure(11, 5)
+    figure = new_figure(11, 5)
     energy_axes, accuracy_axes = figure.subplots(1, 2)
     # Arms begin alike, so the longer a curve the wider and the further behind: none hides another.
     order = sorted(curves, key=lambda arm: -len(means[arm].energy_j))
     width = dict(zip(order, np.linspace(5.5, 1.5, len(order)), strict=True))
-    for (arm, group), colour in zip(curves.items(), _COLOURS, strict=False):
+    for (arm, group), colour in zip(curves.items(), COLOURS, strict=False):
         style = {"color": colour, "zorder": 5 - width[arm] / 4}
         for curve in group:
             _plot_energy(energy_axes, curve, scale, color=colour, linewidth=0.6, alpha=0.4)
@@ -252,7 +252,7 @@ def mask_distance(comparison: Comparison) -> Figure:
     histories = [history for history in comparison.mask_histories if history.seed == seed]
     distances = [mask_distances(history.masks) for history in histories]
     largest = max(float(matrix.max()) for matrix in distances) or 1.0
-    figure = _figure(1.7 + 4.8 * len(histories), 5.6)
+    figure = new_figure(1.7 + 4.8 * len(histories), 5.6)
     figure.set_layout_engine("compressed")  # square panels leave gaps otherwise
     panels = figure.subplots(1, len(histories), squeeze=False)[0]
     for axes, history, matrix in zip(panels, histories, distances, strict=True):
@@ -296,11 +296,11 @@ PICTURES: dict[str, Callable[[Comparison], Figure]] = {
 }
 
 
-def _figure(width_inch: float, height_inch: float) -> Figure:
+def new_figure(width_inch: float, height_inch: float) -> Figure:
     return Figure(figsize=(width_inch, height_inch), dpi=DPI, layout="constrained")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_picture(figure: Figure, path: Path) -> None:
     """Write the whole file or nothing."""
     png = io.BytesIO()
     FigureCanvasAgg(figure)

@@ -71,7 +71,11 @@ def _may_write(out: Tensor, x: Tensor, refuses_nan: bool) -> bool:
         return False
     if out.data_ptr() == x.data_ptr():
         return not refuses_nan  # the caller's tensor stays whole if there is an error
-    return out.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+    first, second = out.untyped_storage(), x.untyped_storage()
+    return (
+        first.data_ptr() + first.nbytes() <= second.data_ptr()
+        or second.data_ptr() + second.nbytes() <= first.data_ptr()
+    )
 
 
 class _Call:

@@ -32,6 +32,7 @@ from lowprec_eb.quantize.fast.lanes import (
     shift_right,
     stack_tile,
     sub,
+    to_float,
     u16_at,
     u32,
     u32_at,
@@ -78,9 +79,9 @@ def _words(job, tile, first, count):
     """Address of the random words of elements ``first`` to ``first + count``."""
     if job[slots.MODE] != slots.STOCHASTIC:
         return tile
-    index = job[slots.OFFSET] + first
-    half = index & 1  # an odd first element takes the upper half of its pair
-    _fill_pairs(tile, (count + half + 1) >> 1, np.uint64(job[slots.SEED]), np.uint64(index >> 1))
+    index = np.uint64(job[slots.OFFSET]) + np.uint64(first)
+    half = np.int64(index & np.uint64(1))  # an odd first element takes the upper half of its pair
+    _fill_pairs(tile, (count + half + 1) >> 1, np.uint64(job[slots.SEED]), index >> np.uint64(1))
     return tile + 4 * half
 
 
@@ -191,6 +192,8 @@ def _scale(largest, job, real):
         if largest == _U(0):
             return np.float32(1)  # any scale gives zeros; a subnormal one would be slow
         exponent = np.int64(shift_right(largest, _U(23))) - 127 - job[slots.ELEMENT_EXPONENT]
+        if below(largest, _U(1 << 23)):  # a subnormal number counts steps of 2 ** -149: its size tells the exponent
+            exponent += np.int64(shift_right(bits_of(to_float(largest)), _U(23))) - 149
         exponent = min(max(exponent, job[slots.LOWEST_EXPONENT]), 127)
         return _power_of_two(exponent + job[slots.STEP_EXPONENT])
     if rule == slots.FLOAT32_SCALE:

@@ -129,7 +129,8 @@ def _write_real_scale(fmt: Int | ScaledFloat, integers: list[int], reals: list[f
         return
     integers[slots.RULE] = slots.ROUNDED_SCALE
     reals[slots.LEVELS] = fmt.element.max
-    reals[slots.SMALLEST_SCALE], reals[slots.LARGEST_SCALE] = fmt.scale.smallest, fmt.scale.max
+    reals[slots.SMALLEST_SCALE] = fmt.scale.smallest
+    reals[slots.LARGEST_SCALE] = fmt.scale.max if fmt.scale.max_exponent < 128 else math.inf
     integers[slots.SCALE_FORMAT : slots.SCALE_FORMAT + 8] = _float_slots(fmt.scale, "nearest")
     reals[slots.SCALE_MAGIC] = 2.0**23 * fmt.scale.smallest
 

@@ -147,7 +147,6 @@ def test_text_may_use_positions_names_and_spaces():
     ("text", "message"),
     [
         ("fp8_e4m4", "did you mean 'fp8_e4m3'?"),
-        ("FP8_E4M3", "did you mean 'fp8_e4m3'?"),
         ("zzz", "names are fp32, tf32, "),
         ("", "not a number format: ''"),
         ("BlockFloat(wl=8", "write it as BlockFloat(wl=8, dim=0)"),
@@ -318,11 +317,16 @@ def test_another_number_of_bits():
         (lambda: lp.ScaledFloat(lp.FixedPoint(8, 6)), "ScaledFloat: element must be a Float format, got FixedPoint"),
         (lambda: lp.ScaledFloat(lp.BF16), "ScaledFloat: element must saturate"),
         (lambda: lp.ScaledFloat(lp.FP4_E2M1, scale=8), "ScaledFloat: scale must be a Float format, got 8"),
-        (lambda: lp.ScaledFloat(lp.Float(6, 3)), "ScaledFloat: element has 6 exponent bits, at most 5"),
-        (lambda: lp.MX(lp.Float(8, 7)), "MX: element has 8 exponent bits, at most 5"),
+        (
+            lambda: lp.ScaledFloat(lp.Float(6, 3)),
+            "element has 6 exponent and 3 mantissa bits; at most 5 and 15",
+        ),
+        (lambda: lp.MX(lp.Float(8, 7)), "MX: element has 8 exponent and 7 mantissa bits"),
         (lambda: lp.ScaledFloat(lp.FP4_E2M1, scale=lp.BF16, tensor_scale=True), "need no tensor_scale"),
         (lambda: lp.ScaledFloat(lp.FP4_E2M1, axis=0, block=4), "ScaledFloat: give axis or block, not both"),
-        (lambda: lp.ScaledFloat(lp.FP4_E2M1, tensor_scale=True), "float32 scales need no tensor_scale"),
+        (lambda: lp.ScaledFloat(lp.FP4_E2M1, tensor_scale=True), "need no tensor_scale"),
+        (lambda: lp.MX(lp.FixedPoint(8, 6)), "MX: element must be symmetric"),
+        (lambda: lp.Int(8, block_axis=0), "Int: block_axis needs block"),
     ],
 )
 def test_bad_parameters_name_the_field_and_what_is_valid(make, message):
@@ -342,3 +346,21 @@ def test_a_tensor_without_the_formats_dimension(fmt, shape, message):
     for use in (lp.quantize, lp.encode):
         with pytest.raises(ValueError, match=re.escape(message)):
             use(torch.ones(shape), fmt)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lp.BlockFloat(8, dim=(0,)), lp.BlockFloat(8, dim=0)),
+        (lp.Int(8, axis=(1, 0)), lp.Int(8, axis=(0, 1))),
+        (lp.FixedPoint(8, 4, False, True), lp.FixedPoint(8, 4, False)),
+        (lp.ScaledFloat(lp.FP8_E4M3, scale=lp.FP32), lp.ScaledFloat(lp.FP8_E4M3)),
+    ],
+)
+def test_what_means_the_same_has_one_spelling(one, other):
+    assert one == other and hash(one) == hash(other) and repr(one) == repr(other)
+
+
+@pytest.mark.parametrize("text", ["FP8_E4M3", " fp8_e4m3 ", "lp.Float(4, 3, specials='nan')"])
+def test_names_are_read_kindly(text):
+    assert parse_format(text) == lp.FP8_E4M3

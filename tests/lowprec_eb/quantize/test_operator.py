@@ -6,6 +6,7 @@ import pytest
 import torch
 from cases import FORMATS, ROUNDINGS, normal
 from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.func import grad
 
 import lowprec_eb as lp
@@ -302,3 +303,28 @@ def test_inference_mode():
         assert out.is_inference() and torch.equal(lp.decode(*lp.encode(x, "int8"), "int8"), out)
         assert torch.equal(lp.quantize_(x, "int8"), out)
     assert torch.equal(lp.quantize(out, "int8"), out)
+
+
+def test_plain_numbers_that_change_compile_too():
+    def function(x, seed, offset):
+        return lp.quantize(x, "fixed8", "stochastic", seed=seed, offset=offset)
+
+    compiled, x = torch.compile(function, backend="eager", fullgraph=True), normal(4, 6)
+    for number in (1, 2, 3):
+        assert torch.equal(compiled(x, number, number + 1), function(x, number, number + 1))
+
+
+def test_a_float_scale_that_changes_compiles_too():
+    compiled, x = (
+        torch.compile(lambda x, s: lp.quantize(x, "int8", scale=s), backend="eager", fullgraph=True),
+        normal(4),
+    )
+    for number in (0.1, 0.2, 0.3):
+        assert torch.equal(compiled(x, number), lp.quantize(x, "int8", scale=number))
+
+
+def test_forward_mode_is_refused_and_never_lost():
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="jvp"):
+        lp.quantize(forward_ad.make_dual(normal(3), torch.ones(3)), "int8")
+    with pytest.raises(RuntimeError, match="jvp"):
+        torch.func.jvp(lambda x: lp.quantize(x, "int8"), (normal(3),), (torch.ones(3),))

@@ -262,6 +262,11 @@ def test_nvfp4_has_two_levels_of_scales():
     assert lp.quantize(x, lp.NVFP4)[-1].item() == 6 * 7.5 * tensor_scale.item()
 
 
+def test_a_given_block_scale_is_rounded_to_the_format_of_scales():
+    # E4M3 has 0.3125 and 0.28125 around 0.3; 0.3125 is the nearer.
+    assert lp.quantize(torch.tensor([[1.0, 2.0, 3.0]]), lp.NVFP4, scale=(0.3, 1.0)).tolist() == [[0.9375, 1.875, 1.875]]
+
+
 # ---- precision of the computation --------------------------------------------------------------------------------
 
 
@@ -273,3 +278,9 @@ def test_a_result_has_the_tensors_dtype():
     almost_a_tie = 0.5 + 2.0**-40
     assert lp.quantize(torch.tensor(almost_a_tie, dtype=torch.float64), INTEGERS).item() == 1
     assert lp.quantize(torch.tensor(almost_a_tie), INTEGERS).item() == 0
+
+
+def test_float64_tensors_keep_their_own_precision_under_a_given_scale():
+    # Of a float32 tensor 30000.995 / 1.0 counts as whole; a float64 tensor tells it from 30001.
+    x = torch.tensor([30000.995], dtype=torch.float64)
+    assert lp.quantize(x, lp.Int(16), "toward_zero", scale=1.0).item() == 30000
