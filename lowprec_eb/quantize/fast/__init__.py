@@ -69,13 +69,11 @@ def _may_write(out: Tensor, x: Tensor, refuses_nan: bool) -> bool:
     """Whether the kernels may write to ``out`` at once: a tensor that overlaps ``x`` must be read before."""
     if not out.is_contiguous():
         return False
+    if not x.is_contiguous():
+        return True  # the kernels read a copy
     if out.data_ptr() == x.data_ptr():
         return not refuses_nan  # the caller's tensor stays whole if there is an error
-    first, second = out.untyped_storage(), x.untyped_storage()
-    return (
-        first.data_ptr() + first.nbytes() <= second.data_ptr()
-        or second.data_ptr() + second.nbytes() <= first.data_ptr()
-    )
+    return abs(out.data_ptr() - x.data_ptr()) >= x.nbytes
 
 
 class _Call:
@@ -116,13 +114,17 @@ class _Call:
 
     def _use_scales(self, given: list[Tensor]) -> None:
         """Scales that are known before the kernel: the user's, or an affine format's."""
+        if given:  # a given scale saturates infinities
+            self._set_real(slots.PASSES, math.nan)
+            self._set_integer(slots.ELEMENT + slots.INFINITE, self._integer(slots.ELEMENT + slots.LARGEST))
+        if len(given) == 1 and given[0].numel() == 1 and not self.plan.scales_first:
+            scale = reference.given_scales(given, self.fmt, given[0].reshape(()))
+            self._use_one_scale(float(scale[0]))
+            return
         wide = self.x.to(torch.float32)
         scales = reference.given_scales(given, self.fmt, wide) or find_scales(wide, self.fmt)
         self._set_integer(slots.RULE, slots.GIVEN)
         self.scales.copy_(scales[0].reshape(-1))
-        if given:  # a given scale saturates infinities
-            self._set_real(slots.PASSES, math.nan)
-            self._set_integer(slots.ELEMENT + slots.INFINITE, self._integer(slots.ELEMENT + slots.LARGEST))
         if self.fmt.tensor_scale_bits:
             self._set_real(slots.TENSOR_SCALE, float(scales[1]))
         if self.fmt.has_zero_point:
@@ -139,7 +141,10 @@ class _Call:
         """The scale of a whole tensor by several threads; with it, every element can be rounded on its own."""
         self.scales.copy_(self._largest())
         objects.kernel("apply_rule")(_address(self.buffer), 0, 1)
-        self._set_real(slots.CONSTANT_SCALE, float(self.scales))
+        self._use_one_scale(float(self.scales))
+
+    def _use_one_scale(self, scale: float) -> None:
+        self._set_real(slots.CONSTANT_SCALE, scale)
         self.layout = slots.NO_BLOCKS
         self._set_integer(slots.LAYOUT, self.layout)
 

@@ -26,6 +26,7 @@ from lowprec_eb.quantize.fast.lanes import (
     half_to_float,
     i64_at,
     largest_of,
+    largest_of_halves,
     low_half,
     pick_bits,
     shift_left,
@@ -52,6 +53,7 @@ _GAMMA, _MIX_1, _MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4
 _value_tile, _scale_tile, _zero_tile, _result_tile = (stack_tile(f32, TILE) for _ in range(4))
 _word_tile = stack_tile(u32, TILE + 2)
 _largest_of_16, _largest_of_32 = largest_of(16), largest_of(32)
+_largest_of_32_halves = largest_of_halves(32)
 
 
 # ---- random words ------------------------------------------------------------------------------------------------
@@ -160,6 +162,15 @@ def _measure(job, first, last):
     if job[slots.DTYPE] == slots.FLOAT32:
         return _largest(job[slots.SOURCE] + 4 * first, last - first)
     tile, largest = _value_tile(), _U(0)
+    bfloat = job[slots.DTYPE] == slots.BFLOAT16
+    infinity = _U(0x7F80) if bfloat else _U(0x7C00)
+    while last - first >= 32:  # patterns of 16 bits have the order of their magnitudes too
+        whole = _largest_of_32_halves(job[slots.SOURCE] + 2 * first)
+        if not below(whole, infinity):
+            break
+        a = shift_left(whole, _U(16)) if bfloat else bits_of(half_to_float(low_half(whole)))
+        largest = pick_bits(below(largest, a), a, largest)
+        first += 32
     for start in range(first, last, TILE):
         count = min(TILE, last - start)
         a = _largest(_load(job, start, count, tile), count)

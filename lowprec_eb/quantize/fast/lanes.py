@@ -121,6 +121,21 @@ def largest_of(count: int) -> Any:
     return _instruction(u32(i64), emit_one)
 
 
+def largest_of_halves(count: int) -> Any:
+    """:func:`largest_of` for 16-bit patterns."""
+
+    def emit_one(builder: Any, address: Any) -> Any:
+        vector = ir.VectorType(_I16, count)
+        values = builder.load(builder.inttoptr(address, vector.as_pointer()), align=2)
+        values = builder.and_(values, ir.Constant(vector, [0x7FFF] * count))
+        name, function = f"llvm.vector.reduce.umax.v{count}i16", ir.FunctionType(_I16, [vector])
+        return builder.zext(
+            builder.call(cgutils.get_or_insert_function(builder.module, function, name), [values]), _I32
+        )
+
+    return _instruction(u32(i64), emit_one)
+
+
 @intrinsic
 def widest_vectors(typing: Any) -> Any:
     """Let this function use 512-bit vectors where the machine has them; it is then not inlined."""

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import warnings
 from functools import lru_cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,10 @@ def cache_folder() -> Path:
 
 
 def _object_code(name: str) -> bytes:
-    path = cache_folder() / f"{name}-{_fingerprint()}.o"
+    try:
+        path = cache_folder() / f"{name}-{_fingerprint()}.o"
+    except RuntimeError as error:  # no home folder
+        return _kept_nowhere(name, "the user's cache folder", str(error))
     cached = _read(path)
     if cached is not None:
         return cached
@@ -56,13 +60,18 @@ def _object_code(name: str) -> bytes:
     try:
         _write(path, code)
     except OSError as error:
-        warnings.warn(
-            f"compiled quantizer kernels cannot be kept in {path.parent} ({error.strerror}): every process will "
-            "compile them anew; set LOWPREC_EB_CACHE to a folder that can be written",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        return _kept_nowhere(name, str(path.parent), str(error.strerror), code)
     return code
+
+
+def _kept_nowhere(name: str, place: str, reason: str, code: bytes | None = None) -> bytes:
+    warnings.warn(
+        f"compiled quantizer kernels cannot be kept in {place} ({reason}): every process will compile them anew; set "
+        "LOWPREC_EB_CACHE to a folder that can be written",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+    return _compile(name) if code is None else code
 
 
 def _read(path: Path) -> bytes | None:
@@ -95,7 +104,7 @@ def _fingerprint() -> str:
     folder = Path(__file__).parent
     parts = [(folder / source).read_bytes() for source in _SOURCES]
     machine = (binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten(), *binding.llvm_version_info)
-    parts.append(repr(machine).encode())
+    parts.append(repr((machine, version("numba"), version("llvmlite"))).encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
