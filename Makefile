@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: compare test lint types layers unit format clean
+.PHONY: compare test lint types layers unit test-interop format clean
 
 compare: $(VENV)/installed
 	$(BIN)/python benchmarks/compare_energy.py --config configs/digits.yaml
@@ -23,6 +23,16 @@ layers: $(VENV)/installed-dev
 
 unit: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
+
+# Libraries and compilers too heavy for every day, in an environment of their own.
+test-interop: $(VENV)-interop/installed
+	$(VENV)-interop/bin/python -m pytest -m interop tests/interop
+
+$(VENV)-interop/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-interop
+	$(VENV)-interop/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt torch
+	$(VENV)-interop/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt --editable .[dev] 'triton>=3.6,<3.8'
+	touch $@
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .

@@ -58,6 +58,12 @@ if python3 -c 'import pytest' 2>/dev/null; then
 else
   echo "gpu_tests: pytest is missing"
 fi
+if [ "$device" = cuda ]; then
+  if python3 -c 'import pytest, triton' 2>/dev/null; then
+    piece triton_tests env -u TRITON_INTERPRET python3 -m pytest tests/interop/test_triton.py || exit 1
+  fi
+  piece quantizers_gpu python3 benchmarks/quantizers_gpu.py "$out/quantizers_gpu.json" || exit 1
+fi
 piece digits python3 benchmarks/compare_energy.py --config configs/digits.yaml --device "$device" \
   --set workers=1 --out "$work/runs" || exit 1
 cp "$work"/runs/digits-*/{summary.json,summary.csv,report.txt,*.png} "$out"/

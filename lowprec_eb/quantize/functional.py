@@ -64,8 +64,8 @@ def quantize(
             gradient w.r.t. the first is that of LSQ.
         bits: instead of the format's own number of bits, rounded to a whole number; may require a gradient (of
             :class:`Int`, :class:`BlockFloat`, and :class:`FixedPoint` in an unchanged range).
-        backend: ``"reference"`` (plain torch), ``"fast"`` (compiled, on the CPU), ``"qtorch"`` (its C++ kernels) or
-            ``"auto"``; :func:`backend_for` says which one ``"auto"`` takes.
+        backend: ``"reference"`` (plain torch), ``"fast"`` (compiled, on the CPU), ``"triton"`` (on CUDA), ``"qtorch"``
+            (its C++ kernels) or ``"auto"``; :func:`backend_for` says which one ``"auto"`` takes.
         out: where to write; may be ``x`` itself. Not with a gradient.
         clamped_gradient: ``"zero"`` stops the gradient of elements beyond the range of their block.
         gradient_format, gradient_rounding: the format that the gradient w.r.t. ``x`` is rounded to; None: none.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lowprec_eb.formats import Format, at_bits, parse_format
-from lowprec_eb.quantize import codes, fast, qtorch_backend, reference
+from lowprec_eb.quantize import codes, fast, qtorch_backend, reference, triton_backend
 from lowprec_eb.quantize.scales import find_scales
 
 Backend = Callable[[Tensor, Format, str, Tensor | None, int, list[Tensor], Tensor], None]
@@ -23,24 +23,33 @@ Backend = Callable[[Tensor, Format, str, Tensor | None, int, list[Tensor], Tenso
 
 def backend_for(x: Tensor, fmt: Format) -> tuple[str, str]:
     """The back end that ``"auto"`` takes, and why."""
-    made = fast.plan_for(x, fmt, "nearest")
-    return ("reference", f"not fast: {made}") if isinstance(made, str) else ("fast", "the fastest on the CPU")
+    name, where, backend = ("triton", "on CUDA", triton_backend) if x.is_cuda else ("fast", "on the CPU", fast)
+    made = backend.plan_for(x, fmt, "nearest")
+    return ("reference", f"not {name}: {made}") if isinstance(made, str) else (name, f"the fastest {where}")
 
 
 def _auto(
     x: Tensor, fmt: Format, rounding: str, seed: Tensor | None, offset: int, given: list[Tensor], out: Tensor
 ) -> None:
-    made = fast.plan_for(x, fmt, rounding)
-    if isinstance(made, str):
-        reference.quantize(x, fmt, rounding, seed, offset, given, out)
+    arguments = (x, fmt, seed, offset, given, out)
+    if x.is_cuda:
+        launch = triton_backend.plan_for(x, fmt, rounding)
+        if not isinstance(launch, str):
+            triton_backend.follow(launch, *arguments)
+            return
     else:
-        fast.follow(made, x, fmt, seed, offset, given, out)
+        made = fast.plan_for(x, fmt, rounding)
+        if not isinstance(made, str):
+            fast.follow(made, *arguments)
+            return
+    reference.quantize(x, fmt, rounding, seed, offset, given, out)
 
 
 BACKENDS: dict[str, Backend] = {
     "auto": _auto,
     "reference": reference.quantize,
     "fast": fast.quantize,
+    "triton": triton_backend.quantize,
     "qtorch": qtorch_backend.quantize,
 }
 
