@@ -40,7 +40,7 @@ def compare(
         str | None, typer.Option(help="Data set: digits, cifar10, cifar100, fashion-mnist or mnist.")
     ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder with the data set's files.")] = None,
-    backend: Annotated[str | None, typer.Option(help="Quantizers: auto, reference or qtorch.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Quantizers: auto, reference, fast, triton or qtorch.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; dots for nesting.")

@@ -35,7 +35,7 @@ class Config:
     margin: float = 0.01
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1
-    backend: Literal["auto", "reference", "qtorch"] = "auto"
+    backend: Literal["auto", "reference", "fast", "triton", "qtorch"] = "auto"
     workers: int = field(default=1, compare=False)
 
     def __post_init__(self) -> None:
