@@ -117,10 +117,11 @@ class _Call:
         if given:  # a given scale saturates infinities
             self._set_real(slots.PASSES, math.nan)
             self._set_integer(slots.ELEMENT + slots.INFINITE, self._integer(slots.ELEMENT + slots.LARGEST))
-        if len(given) == 1 and given[0].numel() == 1 and not self.plan.scales_first:
-            scale = reference.given_scales(given, self.fmt, given[0].reshape(()))
-            self._use_one_scale(float(scale[0]))
-            return
+        if self.plan.takes_one_scale and len(given) == 1 and given[0].numel() == 1:
+            scale = float(given[0].to(torch.float32))
+            if 0 < scale < math.inf:  # else the checks below say what is wrong
+                self._use_one_scale(scale)
+                return
         wide = self.x.to(torch.float32)
         scales = reference.given_scales(given, self.fmt, wide) or find_scales(wide, self.fmt)
         self._set_integer(slots.RULE, slots.GIVEN)

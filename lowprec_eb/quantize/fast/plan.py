@@ -31,6 +31,7 @@ class Plan:
     buffer: bytes
     place: Geometry
     refuses_nan: bool
+    takes_one_scale: bool  # a given number is the scale as it is
     scales_first: bool  # an affine format's scales are found before the kernel, and a two-level one's tensor scale
 
 
@@ -83,7 +84,8 @@ def plan(fmt: Format, rounding: str, shape: tuple[int, ...], dtype: torch.dtype)
     integers[slots.BLOCKS], integers[slots.INNER] = place.blocks, place.inner
     refuses_nan = isinstance(fmt.element, Float) and fmt.element.nan == "error"
     scales_first = fmt.has_zero_point or fmt.tensor_scale_bits > 0
-    return Plan(kernel, _PACKING.pack(*integers, *reals), place, refuses_nan, scales_first)
+    one_scale = not scales_first and not (isinstance(fmt, ScaledFloat) and fmt.scale is not None)
+    return Plan(kernel, _PACKING.pack(*integers, *reals), place, refuses_nan, one_scale, scales_first)
 
 
 def _constants(fmt: Format, rounding: str) -> tuple[str, list[int], list[float]]:
