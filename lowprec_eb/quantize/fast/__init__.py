@@ -80,7 +80,8 @@ class _Call:
     """One call of the kernels, on contiguous tensors."""
 
     def __init__(self, made: Plan, x: Tensor, fmt: Format, seed: int, offset: int, target: Tensor) -> None:
-        self.plan, self.x, self.fmt = made, x, fmt
+        self.plan, self.fmt = made, fmt
+        self.x, self.target = x, target  # held: the kernels know addresses only
         self.buffer = bytearray(made.buffer)
         self.layout = made.place.layout
         self.threads = torch.get_num_threads() if x.numel() >= _PARALLEL_FROM else 1
