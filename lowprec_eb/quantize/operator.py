@@ -125,7 +125,8 @@ def _in_range(x: Tensor, format: str, scales: list[Tensor], bits: Tensor | None)
 
 def _find_scales(x: Tensor, format: str, bits: Tensor | None) -> list[Tensor]:
     return [
-        scale.to(torch.float32) for scale in find_scales(x.to(reference.working_dtype(x.dtype)), _format(format, bits))
+        scale.to(torch.float32).contiguous()
+        for scale in find_scales(x.to(reference.working_dtype(x.dtype)), _format(format, bits))
     ]
 
 

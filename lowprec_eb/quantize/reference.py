@@ -105,6 +105,8 @@ def _affine_codes(
 
 def in_range(x: Tensor, fmt: Format, given: list[Tensor]) -> Tensor:
     """Which elements lie within the largest and smallest number of their block; NaN counts as within."""
+    if isinstance(fmt, FixedPoint) and not fmt.clamp:
+        return torch.ones_like(x, dtype=torch.bool)
     wide = x.to(working_dtype(x.dtype))
     scales = given_scales(given, fmt, wide) or find_scales(wide, fmt)
     low, high = (join(bound, scales, fmt, wide.dtype) for bound in _ends(wide, fmt))
@@ -112,8 +114,6 @@ def in_range(x: Tensor, fmt: Format, given: list[Tensor]) -> Tensor:
     if fmt.has_zero_point and not given:
         assert fmt.blocks is not None
         slack = slack + spread(scales[0], fmt.blocks, x.shape) / 2  # a zero point is rounded, the range moves along
-    if isinstance(fmt, FixedPoint) and not fmt.clamp:
-        return torch.ones_like(x, dtype=torch.bool)
     return ~((wide < low - slack) | (wide > high + slack))
 
 

@@ -19,6 +19,7 @@ from lowprec_eb.quantize import reference
 from lowprec_eb.quantize.fast import objects, slots, threads
 from lowprec_eb.quantize.fast.plan import Plan, plan
 from lowprec_eb.quantize.scales import find_scales, tensor_scale_of
+from lowprec_eb.quantize.target import write
 
 _PARALLEL_FROM = 1 << 20  # elements; below, waking a thread costs more than it saves
 _CHANGING = struct.Struct("=6q")  # the slots that change from call to call
@@ -55,25 +56,12 @@ def follow(
     made: Plan, x: Tensor, fmt: Format, seed: Tensor | None, offset: int, given: list[Tensor], out: Tensor
 ) -> None:
     """:func:`quantize` with its plan."""
-    target = out if _may_write(out, x, made.refuses_nan) else torch.empty(x.shape, dtype=x.dtype)
-    if x.numel():
-        key = 0 if seed is None else int(seed)
+    key = 0 if seed is None else int(seed)
+
+    def kernels(target: Tensor) -> None:
         _Call(made, x.contiguous(), fmt, key, offset, target).run(given)
-    if target is not out:
-        out.copy_(target)
-    elif not out.is_inference():
-        torch.autograd.graph.increment_version(out)  # the kernels write behind torch's back
 
-
-def _may_write(out: Tensor, x: Tensor, refuses_nan: bool) -> bool:
-    """Whether the kernels may write to ``out`` at once: a tensor that overlaps ``x`` must be read before."""
-    if not out.is_contiguous():
-        return False
-    if not x.is_contiguous():
-        return True  # the kernels read a copy
-    if out.data_ptr() == x.data_ptr():
-        return not refuses_nan  # the caller's tensor stays whole if there is an error
-    return abs(out.data_ptr() - x.data_ptr()) >= x.nbytes
+    write(out, x, made.refuses_nan, kernels)
 
 
 class _Call:

@@ -1,7 +1,7 @@
 """The kernels: one pass over memory in tiles that stay in the first-level cache.
 
 A kernel is ``kernel(job, first, last)`` on the buffer that :mod:`lowprec_eb.quantize.fast.slots` lays out. Formats,
-roundings, dtypes and layouts are run-time switches outside the inner loops, so four kernels cover everything. Imported
+roundings, dtypes and layouts are run-time switches outside the inner loops, so six kernels cover everything. Imported
 only when a kernel is compiled.
 """
 
@@ -37,18 +37,15 @@ from lowprec_eb.quantize.fast.lanes import (
     u16_at,
     u32,
     u32_at,
-    u64_at,
     widened,
-    widest_vectors,
 )
-from lowprec_eb.quantize.fast.loops import OPTIONS, even_bits, round_affine, round_float, round_whole
+from lowprec_eb.quantize.fast.loops import OPTIONS, even_bits, fill_pairs, round_affine, round_float, round_whole
 
 TILE = 1024
 SIGNATURE = types.void(types.int64, types.int64, types.int64)
 
 _U = np.uint32
 _ABSOLUTE, _INFINITY = _U(0x7FFFFFFF), _U(0x7F800000)
-_GAMMA, _MIX_1, _MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 _value_tile, _scale_tile, _zero_tile, _result_tile = (stack_tile(f32, TILE) for _ in range(4))
 _word_tile = stack_tile(u32, TILE + 2)
@@ -60,30 +57,13 @@ _largest_of_32_halves = largest_of_halves(32)
 
 
 @njit(**OPTIONS)
-def _mix(z):
-    z = (z ^ (z >> np.uint64(30))) * _MIX_1
-    z = (z ^ (z >> np.uint64(27))) * _MIX_2
-    return z ^ (z >> np.uint64(31))
-
-
-@njit(**OPTIONS)
-def _fill_pairs(target, pairs, seed, first_pair):
-    widest_vectors()
-    words = u64_at(target)
-    z = seed + (first_pair + np.uint64(1)) * _GAMMA
-    for j in range(pairs):
-        words[j] = _mix(z)
-        z += _GAMMA
-
-
-@njit(**OPTIONS)
 def _words(job, tile, first, count):
     """Address of the random words of elements ``first`` to ``first + count``."""
     if job[slots.MODE] != slots.STOCHASTIC:
         return tile
     index = np.uint64(job[slots.OFFSET]) + np.uint64(first)
     half = np.int64(index & np.uint64(1))  # an odd first element takes the upper half of its pair
-    _fill_pairs(tile, (count + half + 1) >> 1, np.uint64(job[slots.SEED]), index >> np.uint64(1))
+    fill_pairs(tile, (count + half + 1) >> 1, np.uint64(job[slots.SEED]), index >> np.uint64(1))
     return tile + 4 * half
 
 
@@ -213,6 +193,13 @@ def _scale(largest, job, real):
         fits = below(bits_of(float_of(odd) * real[slots.LEVELS]), _INFINITY)
         return float_of(pick_bits(fits, odd, sub(odd, _U(2))))
     return _rounded_scale(largest, job, real)
+
+
+@njit(**OPTIONS)
+def _apply_rule(job, real, blocks):
+    scales, largest = f32_at(job[slots.SCALES]), u32_at(job[slots.SCALES])
+    for block in range(blocks):
+        scales[block] = _scale(largest[block], job, real)
 
 
 @njit(**OPTIONS)
@@ -370,10 +357,7 @@ def find_scales(address, first, last):
     """Scales of a layout in slices or stripes; ``last`` is the number of outer indices."""
     job, real = i64_at(address), f32_at(address + slots.REALS_AT)
     _measure_across(job, last)
-    blocks = job[slots.BLOCKS] * (last * job[slots.INNER] if job[slots.LAYOUT] == slots.STRIPES else 1)
-    scales, largest = f32_at(job[slots.SCALES]), u32_at(job[slots.SCALES])
-    for block in range(blocks):
-        scales[block] = _scale(largest[block], job, real)
+    _apply_rule(job, real, job[slots.BLOCKS] * (last * job[slots.INNER] if job[slots.LAYOUT] == slots.STRIPES else 1))
 
 
 def measure(address, first, last):
@@ -383,11 +367,8 @@ def measure(address, first, last):
 
 
 def apply_rule(address, first, last):
-    """Scales of a block each from the largest magnitudes that stand in their places."""
-    job, real = i64_at(address), f32_at(address + slots.REALS_AT)
-    scales, largest = f32_at(job[slots.SCALES]), u32_at(job[slots.SCALES])
-    for block in range(first, last):
-        scales[block] = _scale(largest[block], job, real)
+    """Scales of ``last`` blocks from the largest magnitudes that stand in their places."""
+    _apply_rule(i64_at(address), f32_at(address + slots.REALS_AT), last)
 
 
 KERNELS: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The inner loops: rounding one tile of float32 values, as straight lines of vector instructions.
+"""The inner loops: random words, and rounding one tile of float32 values, as straight lines of vector instructions.
 
 Results are, bit for bit, those of :mod:`lowprec_eb.quantize.reference`. A rounding's mode is a constant of its loop;
 everything else comes at run time. Imported only when a kernel is compiled.
@@ -31,6 +31,8 @@ from lowprec_eb.quantize.fast.lanes import (
     sub,
     to_float,
     u32_at,
+    u64_at,
+    widest_vectors,
 )
 
 # No wrappers for calls from Python: they take a fifth of the compilation.
@@ -44,7 +46,26 @@ OPTIONS: dict[str, Any] = {
 _U = np.uint32
 _ZERO, _HALF, _ONE, _TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 _2_TO_24 = np.float32(2.0**24)
+_GAMMA, _MIX_1, _MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _ABSOLUTE, _SIGN, _INFINITY, _NORMAL = _U(0x7FFFFFFF), _U(0x80000000), _U(0x7F800000), _U(0x00800000)
+
+
+@njit(**OPTIONS)
+def _mix(z):
+    z = (z ^ (z >> np.uint64(30))) * _MIX_1
+    z = (z ^ (z >> np.uint64(27))) * _MIX_2
+    return z ^ (z >> np.uint64(31))
+
+
+@njit(**OPTIONS)
+def fill_pairs(target, pairs, seed, first_pair):
+    """SplitMix64 outputs ``first_pair`` and on: each is the random words of two elements."""
+    widest_vectors()
+    words = u64_at(target)
+    z = seed + (first_pair + np.uint64(1)) * _GAMMA
+    for j in range(pairs):
+        words[j] = _mix(z)
+        z += _GAMMA
 
 
 def _make_away_from_even(mode: int) -> Any:

@@ -20,6 +20,7 @@ from torch import Tensor
 from lowprec_eb.formats import Format, is_affine
 from lowprec_eb.quantize import reference
 from lowprec_eb.quantize.scales import find_scales
+from lowprec_eb.quantize.target import write
 from lowprec_eb.quantize.triton_backend.launches import COLUMNS, MEASURED_ROWS, MEASURED_TILES, TILE, Launch, launch
 
 _GIVEN = 0
@@ -55,27 +56,12 @@ def follow(
     made: Launch, x: Tensor, fmt: Format, seed: Tensor | None, offset: int, given: list[Tensor], out: Tensor
 ) -> None:
     """:func:`quantize` with its plan."""
-    target = out if _may_write(out, x, made.refuses_nan) else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if x.numel():
+
+    def kernels(target: Tensor) -> None:
         with _on(x.device):
             _round(made, x.contiguous(), fmt, seed, offset, given, target)
-    if target is not out:
-        out.copy_(target)
-    elif not out.is_inference():
-        torch.autograd.graph.increment_version(out)  # the kernels write behind torch's back
 
-
-def _may_write(out: Tensor, x: Tensor, refuses_nan: bool) -> bool:
-    """Whether the kernels may write to ``out`` at once: a tensor that overlaps ``x`` must be read before."""
-    if not out.is_contiguous():
-        return False
-    if out.data_ptr() == x.data_ptr():
-        return not refuses_nan  # the caller's tensor stays whole if there is an error
-    first, second = out.untyped_storage(), x.untyped_storage()
-    return (
-        first.data_ptr() + first.nbytes() <= second.data_ptr()
-        or second.data_ptr() + second.nbytes() <= first.data_ptr()
-    )
+    write(out, x, made.refuses_nan, kernels)
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:

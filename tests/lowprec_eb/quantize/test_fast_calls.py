@@ -93,6 +93,15 @@ def test_a_refused_nan_leaves_the_tensor_whole(name, at, several_threads):
     assert same_bits(x, before)
 
 
+def test_a_refused_nan_leaves_a_tensor_whole_that_the_result_overlaps():
+    out = normal(8, 8)
+    out[7, 7] = math.nan
+    before = out.clone()
+    with pytest.raises(ValueError, match="1 of 64 values are NaN"):
+        lp.quantize(out.T, "fp4_e2m1", backend="fast", out=out)
+    assert same_bits(out, before)
+
+
 # ---- what it refuses ---------------------------------------------------------------------------------------------
 
 REFUSED = {
