@@ -7,7 +7,6 @@ gradients are defined.
 
 from __future__ import annotations
 
-import inspect
 import math
 from typing import Any, NamedTuple
 
@@ -52,7 +51,7 @@ class StraightThrough(torch.autograd.Function):
     ) -> Tensor:
         if fmt is None:
             return x.clone()
-        return operator.quantize(x, repr(fmt), rounding, seed, offset, _given(scale, second_scale), bits, backend)  # type: ignore[no-any-return]
+        return operator.rounded(x, fmt, rounding, seed, offset, _given(scale, second_scale), bits, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -82,12 +81,19 @@ class StraightThrough(torch.autograd.Function):
                 passed = torch.where(inside, gradient, 0.0)
         if fmt is not None and ctx.needs_input_grad[0]:
             arguments = (fmt, rounding, ctx.gradient_seed, ctx.offset, None, ctx.backend, PLAIN, None, None, None)
-            passed = StraightThrough.apply(passed, *arguments)  # type: ignore[no-untyped-call]
+            passed = straight_through(passed, *arguments)
         return passed, None, None, None, None, of_bits, None, None, None, of_scale, None
 
 
-# torch inspects the signature at every call; kept, that takes 2 us instead of 75.
-StraightThrough.forward.__signature__ = inspect.signature(StraightThrough.forward)  # type: ignore[attr-defined]
+def straight_through(*arguments: Any) -> Tensor:
+    """``StraightThrough.apply`` on all its arguments, by position.
+
+    ``apply`` binds them to the signature first, which takes longer than the rest; a transform needs the whole of it.
+    """
+    watched = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    apply: Any = StraightThrough.apply if watched else super(torch.autograd.Function, StraightThrough).apply
+    result: Tensor = apply(*arguments)
+    return result
 
 
 def may_need_gradient(inputs: tuple[Tensor, ...]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from lowprec_eb.formats import as_format
+from lowprec_eb.formats import Format, as_format
 from lowprec_eb.quantize import codes, operator
 from lowprec_eb.quantize.arguments import (
     CLAMPED_GRADIENTS,
@@ -22,7 +22,7 @@ from lowprec_eb.quantize.arguments import (
     scale_tensors,
     stochastic_key,
 )
-from lowprec_eb.quantize.autograd import PLAIN, GradientRule, StraightThrough, may_need_gradient
+from lowprec_eb.quantize.autograd import PLAIN, GradientRule, may_need_gradient, straight_through
 
 Rounding = Literal["nearest", "nearest_away", "stochastic", "toward_zero"]
 ClampedGradient = Literal["pass", "zero"]
@@ -88,14 +88,14 @@ def quantize(
     learned = (x, *scales) if width is None else (x, width, *scales)
     if out is not None:
         check_out(x, out, learned)
-        operator.quantize_out(x, repr(number), rounding, key, start, scales, width, backend, out=out)
+        operator.round_into(out, x, cast(Format, number), rounding, key, start, scales, width, backend)
         return out
     if number is not None and not (torch.is_grad_enabled() and may_need_gradient(learned)):
-        return cast(Tensor, operator.quantize(x, repr(number), rounding, key, start, scales, width, backend))
+        return operator.rounded(x, number, rounding, key, start, scales, width, backend)
     other = gradient_key(seed, x.device) if rule.fmt is not None and rule.rounding == "stochastic" else None
     first, second = (*scales, None, None)[:2]
     arguments = (x, number, rounding, key, start, width, backend, rule, other, first, second)
-    return cast(Tensor, StraightThrough.apply(*arguments))  # type: ignore[no-untyped-call]
+    return straight_through(*arguments)
 
 
 def quantize_(x: Tensor, fmt: Any, rounding: Rounding = "nearest", **options: Any) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowprec_eb.formats import Format, at_bits, parse_format
 from lowprec_eb.quantize import codes, fast, qtorch_backend, reference, triton_backend
@@ -63,8 +63,7 @@ _library.define(f"in_range({_SOURCE}, Tensor[] scales, Tensor? bits) -> Tensor")
 _library.define(f"find_scales({_SOURCE}, Tensor? bits) -> Tensor[]")
 
 
-def _format(text: str, bits: Tensor | None) -> Format:
-    fmt = parse_format(text)
+def _with_bits(fmt: Format, bits: Tensor | None) -> Format:
     if bits is None:
         return fmt
     value = float(bits)
@@ -95,7 +94,21 @@ def _quantize_out(
     *,
     out: Tensor,
 ) -> None:
-    BACKENDS[backend](x, _format(format, bits), rounding, seed, _index(offset), scales, out)
+    _round(out, x, parse_format(format), rounding, seed, offset, scales, bits, backend)
+
+
+def _round(
+    out: Tensor,
+    x: Tensor,
+    fmt: Format,
+    rounding: str,
+    seed: Tensor | None,
+    offset: Tensor | None,
+    scales: list[Tensor],
+    bits: Tensor | None,
+    backend: str,
+) -> None:
+    BACKENDS[backend](x, _with_bits(fmt, bits), rounding, seed, _index(offset), scales, out)
 
 
 def _quantize(x: Tensor, *arguments: Any) -> Tensor:
@@ -113,20 +126,20 @@ def _encode(
     scales: list[Tensor],
     bits: Tensor | None,
 ) -> list[Tensor]:
-    encoded, found = codes.encode(x, _format(format, bits), rounding, seed, _index(offset), scales)
+    encoded, found = codes.encode(x, _with_bits(parse_format(format), bits), rounding, seed, _index(offset), scales)
     if bits is not None:
         encoded = encoded.to(torch.int32)  # one dtype whatever the value, which tracers do not know
     return [encoded, *(part.contiguous() for part in found)]
 
 
 def _in_range(x: Tensor, format: str, scales: list[Tensor], bits: Tensor | None) -> Tensor:
-    return reference.in_range(x, _format(format, bits), scales)
+    return reference.in_range(x, _with_bits(parse_format(format), bits), scales)
 
 
 def _find_scales(x: Tensor, format: str, bits: Tensor | None) -> list[Tensor]:
     return [
         scale.to(torch.float32).contiguous()
-        for scale in find_scales(x.to(reference.working_dtype(x.dtype)), _format(format, bits))
+        for scale in find_scales(x.to(reference.working_dtype(x.dtype)), _with_bits(parse_format(format), bits))
     ]
 
 
@@ -177,10 +190,44 @@ def _refuse_gradient(x: Tensor, *arguments: Any) -> Tensor:
 _library.impl("quantize", _refuse_gradient, "Autograd")
 
 quantize = torch.ops.lowprec_eb.quantize.default
-quantize_out = torch.ops.lowprec_eb.quantize.out
+_quantize_into = torch.ops.lowprec_eb.quantize.out
 encode = torch.ops.lowprec_eb.encode.default
 in_range = torch.ops.lowprec_eb.in_range.default
 scales_of = torch.ops.lowprec_eb.find_scales.default
+
+
+def _watched(x: Tensor) -> bool:
+    """Whether a compiler, tracer, transform, mode, profiler or subclass must see the operator's call.
+
+    Going through torch's dispatcher takes as long as a back end takes for a thousand elements.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or type(x) not in (Tensor, nn.Parameter)
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd._profiler_enabled()
+        or x.is_neg()
+        or not (x.is_cpu or x.is_cuda)
+    )
+
+
+def rounded(x: Tensor, fmt: Format, *arguments: Any) -> Tensor:
+    """The operator ``quantize`` without a gradient, past the dispatcher if nothing there waits for it."""
+    if _watched(x):
+        return quantize(x, repr(fmt), *arguments)  # type: ignore[no-any-return]
+    out = torch.empty_like(x)
+    _round(out, x, fmt, *arguments)
+    return out
+
+
+def round_into(out: Tensor, x: Tensor, fmt: Format, *arguments: Any) -> None:
+    """:func:`rounded`, written to ``out``."""
+    if _watched(x):
+        _quantize_into(x, repr(fmt), *arguments, out=out)
+    else:
+        _round(out, x, fmt, *arguments)
 
 
 def _one_by_one(operator: Callable[..., Any]) -> Callable[..., Any]:
