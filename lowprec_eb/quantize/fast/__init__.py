@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import math
+import platform
 import struct
 from functools import lru_cache
 
@@ -27,14 +28,21 @@ _CHANGING = struct.Struct("=6q")  # the slots that change from call to call
 
 @lru_cache(maxsize=1)
 def _missing_packages() -> str | None:
-    missing = [name for name in ("numba", "llvmlite") if importlib.util.find_spec(name) is None]
-    return f"{' and '.join(missing)} not installed" if missing else None
+    return None if importlib.util.find_spec("llvmlite") else "llvmlite not installed"
+
+
+@lru_cache(maxsize=1)
+def _converts_halves() -> bool:
+    """Whether the processor converts float16; x86 does so since AVX2, others always."""
+    return torch.backends.cpu.get_cpu_capability() != "DEFAULT" or platform.machine() not in ("x86_64", "AMD64")
 
 
 def plan_for(x: Tensor, fmt: Format, rounding: str) -> Plan | str:
     """How this back end rounds ``x`` to ``fmt``; a text says why it cannot."""
     if x.device.type != "cpu":
         return f"it runs on the CPU, the tensor is on {x.device}"
+    if x.dtype == torch.float16 and not _converts_halves():
+        return "this processor has no instructions for float16"
     return _missing_packages() or plan(fmt, rounding, x.shape, x.dtype)
 
 
@@ -71,16 +79,16 @@ class _Call:
         self.plan, self.fmt = made, fmt
         self.x, self.target = x, target  # held: the kernels know addresses only
         self.buffer = bytearray(made.buffer)
-        self.layout = made.place.layout
+        self.layout = made.lanes.layout
         self.threads = torch.get_num_threads() if x.numel() >= _PARALLEL_FROM else 1
         address = 0
         if self.layout != slots.NO_BLOCKS:
-            self.scales = torch.empty(made.place.scales, dtype=torch.float32)
+            self.scales = torch.empty(made.lanes.scales, dtype=torch.float32)
             address = self.scales.data_ptr()
         _CHANGING.pack_into(self.buffer, 0, x.data_ptr(), target.data_ptr(), address, 0, seed, offset)
 
     def run(self, given: list[Tensor]) -> None:
-        place = self.plan.place
+        place = self.plan.lanes
         if given or self.fmt.has_zero_point:
             self._use_scales(given)
         elif self.plan.scales_first:
@@ -88,9 +96,9 @@ class _Call:
         elif self.threads > 1 and place.scales == 1 and self.layout == slots.RUNS:
             self._find_one_scale()
         if self.layout in (slots.SLICES, slots.STRIPES) and not (given or self.fmt.has_zero_point):
-            objects.kernel("find_scales")(_address(self.buffer), 0, place.outer)
+            objects.kernel(f"find_scales-{self.plan.dtype}")(_address(self.buffer), 0, place.outer)
         count = place.outer if self.layout == slots.RUNS else self.x.numel()
-        self._run(objects.kernel(self.plan.kernel), count)
+        self._run(objects.kernel(self.plan.compiled), count)
         if self.plan.refuses_nan and self._integer(slots.NAN_SEEN):
             reference.refuse_nan(self.x, self.fmt)
 
@@ -146,7 +154,7 @@ class _Call:
             buffers.append(bytearray(self.buffer))
             struct.pack_into("=q", buffers[-1], 8 * slots.SCALES, maxima[part].data_ptr())
             tasks.append((_address(buffers[-1]), first, last))
-        threads.run(objects.kernel("measure"), tasks)
+        threads.run(objects.kernel(f"measure-{self.plan.dtype}"), tasks)
         return maxima[: len(tasks)].amax()
 
     def _integer(self, slot: int) -> int:

@@ -1,381 +1,225 @@
-"""The kernels: one pass over memory in tiles that stay in the first-level cache.
+"""The kernels: one pass over memory, vector by vector, each loaded, rounded and stored in registers.
 
-A kernel is ``kernel(job, first, last)`` on the buffer that :mod:`lowprec_eb.quantize.fast.slots` lays out. Formats,
-roundings, dtypes and layouts are run-time switches outside the inner loops, so six kernels cover everything. Imported
-only when a kernel is compiled.
+A kernel is ``kernel(job, first, last)`` on the buffer that :mod:`lowprec_eb.quantize.fast.slots` lays out. Family of
+elements, kind of scale, rounding and dtype are fixed when it is compiled; widths, ranges and layouts come at run time.
+Imported only when a kernel is compiled.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-from numba import njit, types
+from collections.abc import Callable
 
 from lowprec_eb.quantize.fast import slots
-from lowprec_eb.quantize.fast.lanes import (
-    add,
-    below,
-    bits_of,
-    both,
-    either,
-    f32,
-    f32_at,
-    float_of,
-    float_to_half,
-    half_to_float,
-    i64_at,
-    largest_of,
-    largest_of_halves,
-    low_half,
-    pick_bits,
-    shift_left,
-    shift_right,
-    stack_tile,
-    sub,
-    to_float,
-    u16_at,
-    u32,
-    u32_at,
-    widened,
+from lowprec_eb.quantize.fast.arithmetic import (
+    ABSOLUTE,
+    FAMILIES,
+    INFINITY,
+    FloatSlots,
+    Job,
+    Scale,
+    clamped,
+    power_of_two,
+    random_words,
+    real_scale,
+    unscaled,
 )
-from lowprec_eb.quantize.fast.loops import OPTIONS, even_bits, fill_pairs, round_affine, round_float, round_whole
-
-TILE = 1024
-SIGNATURE = types.void(types.int64, types.int64, types.int64)
-
-_U = np.uint32
-_ABSOLUTE, _INFINITY = _U(0x7FFFFFFF), _U(0x7F800000)
-
-_value_tile, _scale_tile, _zero_tile, _result_tile = (stack_tile(f32, TILE) for _ in range(4))
-_word_tile = stack_tile(u32, TILE + 2)
-_largest_of_16, _largest_of_32 = largest_of(16), largest_of(32)
-_largest_of_32_halves = largest_of_halves(32)
-
-
-# ---- random words ------------------------------------------------------------------------------------------------
-
-
-@njit(**OPTIONS)
-def _words(job, tile, first, count):
-    """Address of the random words of elements ``first`` to ``first + count``."""
-    if job[slots.MODE] != slots.STOCHASTIC:
-        return tile
-    index = np.uint64(job[slots.OFFSET]) + np.uint64(first)
-    half = np.int64(index & np.uint64(1))  # an odd first element takes the upper half of its pair
-    fill_pairs(tile, (count + half + 1) >> 1, np.uint64(job[slots.SEED]), index >> np.uint64(1))
-    return tile + 4 * half
-
-
-# ---- dtypes ------------------------------------------------------------------------------------------------------
-
-
-@njit(**OPTIONS)
-def _load(job, first, count, tile):
-    """Address of float32 values of these elements: their own place if nothing written can reach it, else the tile."""
-    source, target = job[slots.SOURCE], job[slots.TARGET]
-    values = f32_at(tile)
-    if job[slots.DTYPE] == slots.FLOAT32:
-        start, apart = source + 4 * first, 4 * count
-        if target + 4 * first >= start + apart or target + 4 * first + apart <= start:
-            return start
-        own = f32_at(start)
-        for j in range(count):
-            values[j] = own[j]
-        return tile
-    halves = u16_at(source + 2 * first)
-    if job[slots.DTYPE] == slots.BFLOAT16:
-        for j in range(count):
-            values[j] = float_of(shift_left(widened(halves[j]), _U(16)))
-    else:
-        for j in range(count):
-            values[j] = half_to_float(halves[j])
-    return tile
-
-
-@njit(**OPTIONS)
-def _store(job, first, count, tile):
-    if job[slots.DTYPE] == slots.FLOAT32:
-        return
-    values, halves = f32_at(tile), u16_at(job[slots.TARGET] + 2 * first)
-    if job[slots.DTYPE] == slots.BFLOAT16:
-        for j in range(count):
-            a = bits_of(values[j])
-            even = shift_right(add(a, add(_U(0x7FFF), both(shift_right(a, _U(16)), _U(1)))), _U(16))
-            damaged = below(_INFINITY, both(a, _ABSOLUTE))
-            halves[j] = low_half(pick_bits(damaged, either(shift_right(a, _U(16)), _U(0x40)), even))
-    else:
-        for j in range(count):
-            halves[j] = float_to_half(values[j])
-
-
-@njit(**OPTIONS)
-def _target(job, first, tile):
-    return job[slots.TARGET] + 4 * first if job[slots.DTYPE] == slots.FLOAT32 else tile
-
+from lowprec_eb.quantize.fast.lanes import F32, I32, I64, Code, Value, vector
+from lowprec_eb.quantize.fast.loops import Elements, Window, groups, segments, stripe_rows, windows
 
 # ---- scales ------------------------------------------------------------------------------------------------------
 
 
-@njit(**OPTIONS)
-def _largest(values, count):
-    """Largest bit pattern of the finite magnitudes at an address."""
-    if count == 32:
-        whole = _largest_of_32(values)
-        if below(whole, _INFINITY):
-            return whole
-    elif count == 16:
-        whole = _largest_of_16(values)
-        if below(whole, _INFINITY):
-            return whole
-    x, largest = f32_at(values), _U(0)
-    for j in range(count):
-        a = both(bits_of(x[j]), _ABSOLUTE)
-        a = pick_bits(below(a, _INFINITY), a, _U(0))
-        largest = pick_bits(below(largest, a), a, largest)
-    return largest
+def _finite_magnitudes(x: Value) -> Value:
+    """Bit patterns; 0 of what is not finite."""
+    a = x.bits & ABSOLUTE
+    return x.code.pick(a < INFINITY, a, 0)
 
 
-@njit(**OPTIONS)
-def _measure(job, first, last):
+def _measured(elements: Elements, code: Code, first: Value, last: Value) -> Value:
     """Largest bit pattern of the finite magnitudes of consecutive elements."""
-    if job[slots.DTYPE] == slots.FLOAT32:
-        return _largest(job[slots.SOURCE] + 4 * first, last - first)
-    tile, largest = _value_tile(), _U(0)
-    bfloat = job[slots.DTYPE] == slots.BFLOAT16
-    infinity = _U(0x7F80) if bfloat else _U(0x7C00)
-    while last - first >= 32:  # patterns of 16 bits have the order of their magnitudes too
-        whole = _largest_of_32_halves(job[slots.SOURCE] + 2 * first)
-        if not below(whole, infinity):
-            break
-        a = shift_left(whole, _U(16)) if bfloat else bits_of(half_to_float(low_half(whole)))
-        largest = pick_bits(below(largest, a), a, largest)
-        first += 32
-    for start in range(first, last, TILE):
-        count = min(TILE, last - start)
-        a = _largest(_load(job, start, count, tile), count)
-        largest = pick_bits(below(largest, a), a, largest)
-    return largest
+    largest = code.variable(code.constant(vector(I32), 0))
+    for window in windows(code, first, last):
+        largest.set(largest.get().math("umax", _finite_magnitudes(elements.load(window))))
+    return largest.get().largest_lane()
 
 
-@njit(**OPTIONS)
-def _power_of_two(exponent):
-    if exponent >= -126:
-        return float_of(_U((exponent + 127) << 23))
-    return float_of(_U(1 << (exponent + 149)))
+def _power(exponent: Value) -> Value:
+    """2 to a 64-bit integer from -149 to 127."""
+    code = exponent.code
+    normal = (exponent + 127).to("trunc", I32) << 23
+    subnormal = code.constant(I32, 1) << (code.pick(exponent < -126, exponent, -126) + 149).to("trunc", I32)
+    return code.pick(exponent < -126, subnormal, normal).as_float
 
 
-@njit(**OPTIONS)
-def _rounded_scale(largest, job, real):
-    scale = float_of(largest) / real[slots.LEVELS]
-    base = slots.SCALE_FORMAT
-    mantissa, odd = _U(job[base + slots.MANTISSA]), _U(job[base + slots.ODD])
-    half, normal = _U(job[base + slots.HALF]), _U(job[base + slots.NORMAL])
-    rounded = float_of(even_bits(bits_of(scale), mantissa, half, odd, normal, real[slots.SCALE_MAGIC]))
-    return min(max(rounded, real[slots.SMALLEST_SCALE]), real[slots.LARGEST_SCALE])
+def _shared_exponent(job: Job, largest: Value) -> Value:
+    """The largest power of two within ``largest``, shifted and clamped; every product of powers is exact."""
+    code = job.code
+    lowest, step = _power(job.integer(slots.LOWEST_EXPONENT)), _power(job.integer(slots.STEP_EXPONENT))
+    steps = (largest.to("sitofp", F32).bits & INFINITY).as_float  # of 2 ** -149, which is what subnormal numbers count
+    power = code.pick(largest < 1 << 23, steps * 2.0**-149, (largest & INFINITY).as_float)
+    scale = clamped(power * _power(job.integer(slots.ELEMENT_EXPONENT) * -1), lowest, 2.0**127) * step
+    return code.pick(largest.equals(0), 1.0, scale)  # any scale gives zeros; a subnormal one would be slow
 
 
-@njit(**OPTIONS)
-def _scale(largest, job, real):
-    """What to divide a block by, from its largest magnitude."""
-    rule = job[slots.RULE]
-    if rule == slots.SHARED_EXPONENT:
-        if largest == _U(0):
-            return np.float32(1)  # any scale gives zeros; a subnormal one would be slow
-        exponent = np.int64(shift_right(largest, _U(23))) - 127 - job[slots.ELEMENT_EXPONENT]
-        if below(largest, _U(1 << 23)):  # a subnormal number counts steps of 2 ** -149: its size tells the exponent
-            exponent += np.int64(shift_right(bits_of(to_float(largest)), _U(23))) - 149
-        exponent = min(max(exponent, job[slots.LOWEST_EXPONENT]), 127)
-        return _power_of_two(exponent + job[slots.STEP_EXPONENT])
-    if rule == slots.FLOAT32_SCALE:
-        scale = max(float_of(largest) / real[slots.LEVELS], real[slots.SMALLEST_SCALE])
-        odd = either(bits_of(scale), _U(1))
-        fits = below(bits_of(float_of(odd) * real[slots.LEVELS]), _INFINITY)
-        return float_of(pick_bits(fits, odd, sub(odd, _U(2))))
-    return _rounded_scale(largest, job, real)
+def _float32_scale(job: Job, largest: Value) -> Value:
+    code, levels, smallest = job.code, job.real(slots.LEVELS), job.real(slots.SMALLEST_SCALE)
+    scale = largest.as_float / levels
+    odd = code.pick(scale < smallest, smallest, scale).bits | 1
+    fits = (odd.as_float * levels).bits < INFINITY
+    return code.pick(fits, odd, odd - 2).as_float
 
 
-@njit(**OPTIONS)
-def _apply_rule(job, real, blocks):
-    scales, largest = f32_at(job[slots.SCALES]), u32_at(job[slots.SCALES])
-    for block in range(blocks):
-        scales[block] = _scale(largest[block], job, real)
+def _rounded_scale(job: Job, largest: Value) -> Value:
+    smallest, most = job.real(slots.SMALLEST_SCALE), job.real(slots.LARGEST_SCALE)
+    scale = (largest.as_float / job.real(slots.LEVELS)).bits
+    return clamped(FloatSlots(job, slots.SCALE_FORMAT, slots.SCALE_MAGIC).even(scale).as_float, smallest, most)
 
 
-@njit(**OPTIONS)
-def _find_run_scales(job, real, first, last):
-    """Scales of the blocks of rows ``first`` to ``last`` of a layout in runs."""
-    scales, length = f32_at(job[slots.SCALES]), job[slots.LENGTH]
-    size, blocks = job[slots.SIZE], job[slots.BLOCKS]
-    for row in range(first, last):
-        for block in range(blocks):
-            start = row * length + block * size
-            end = min(start + size, (row + 1) * length)
-            scales[row * blocks + block] = _scale(_measure(job, start, end), job, real)
+def _scale_by_rule(job: Job, largest: Value) -> Value:
+    rule = job.integer(slots.RULE)
+    return job.code.choose(
+        rule.equals(slots.SHARED_EXPONENT),
+        lambda: _shared_exponent(job, largest),
+        lambda: job.code.choose(
+            rule.equals(slots.FLOAT32_SCALE),
+            lambda: _float32_scale(job, largest),
+            lambda: _rounded_scale(job, largest),
+        ),
+    )
 
 
-@njit(**OPTIONS)
-def _measure_across(job, outer):
-    """Largest bit pattern of each block of a layout in slices or stripes, into the place of its scale."""
-    tile, length, inner = _value_tile(), job[slots.LENGTH], job[slots.INNER]
-    largest, stripes = u32_at(job[slots.SCALES]), job[slots.LAYOUT] == slots.STRIPES
-    for block in range(job[slots.BLOCKS] * (outer * inner if stripes else 1)):
-        largest[block] = _U(0)
-    for row in range(outer * length):
-        index = row % length
-        for start in range(0, inner, TILE):
-            count = min(TILE, inner - start)
-            values = _load(job, row * inner + start, count, tile)
-            if stripes:
-                block = (row // length * job[slots.BLOCKS] + index // job[slots.SIZE]) * inner + start
-                _raise_each(job[slots.SCALES] + 4 * block, values, count)
-            else:
-                a = _largest(values, count)
-                largest[index] = pick_bits(below(largest[index], a), a, largest[index])
-
-
-@njit(**OPTIONS)
-def _raise_each(target, values, count):
-    largest, x = u32_at(target), f32_at(values)
-    for j in range(count):
-        a = both(bits_of(x[j]), _ABSOLUTE)
-        a = pick_bits(below(a, _INFINITY), a, _U(0))
-        largest[j] = pick_bits(below(largest[j], a), a, largest[j])
-
-
-@njit(**OPTIONS)
-def _fill(target, first, last, number):
-    tile = f32_at(target)
-    for j in range(first, last):
-        tile[j] = number
-
-
-@njit(**OPTIONS)
-def _spread_runs(job, source, first, count, target):
-    length, size = job[slots.LENGTH], job[slots.SIZE]
-    row, index = divmod(first, length)
-    block, left, done = row * job[slots.BLOCKS] + index // size, size - index % size, 0
-    while done < count:
-        run = min(left, length - index)
-        _fill(target, done, min(count, done + run), source[block])
-        done, index, block, left = done + run, index + run, block + 1, size
-        if index == length:
-            index = 0
-
-
-@njit(**OPTIONS)
-def _spread_slices(job, source, first, count, target):
-    length, inner = job[slots.LENGTH], job[slots.INNER]
-    index, place = divmod(first, inner)
-    index, done = index % length, 0
-    while done < count:
-        run = inner - place
-        _fill(target, done, min(count, done + run), source[index])
-        done, place, index = done + run, 0, index + 1
-        if index == length:
-            index = 0
-
-
-@njit(**OPTIONS)
-def _spread_stripes(job, source, first, count, target):
-    length, size, inner, tile = job[slots.LENGTH], job[slots.SIZE], job[slots.INNER], f32_at(target)
-    row, place = divmod(first, inner)
-    done = 0
-    while done < count:
-        outer, index = divmod(row, length)
-        block = (outer * job[slots.BLOCKS] + index // size) * inner + place
-        end = min(count, done + inner - place)
-        for j in range(done, end):
-            tile[j] = source[block + j - done]
-        done, place, row = end, 0, row + 1
-
-
-@njit(**OPTIONS)
-def _spread(job, blocks, first, count, target):
-    """Each element's scale (or zero point) into a tile; ``blocks`` is the address of one number a block."""
-    source, layout = f32_at(blocks), job[slots.LAYOUT]
-    if layout == slots.RUNS:
-        _spread_runs(job, source, first, count, target)
-    elif layout == slots.SLICES:
-        _spread_slices(job, source, first, count, target)
-    else:
-        _spread_stripes(job, source, first, count, target)
+def _apply_rule(job: Job, first: Value, last: Value) -> None:
+    """Scales of blocks from the largest magnitudes that stand in their places."""
+    for window in windows(job.code, first, last):
+        scales = job.integer(slots.SCALES)
+        window.store(_scale_by_rule(job, window.load(I32, scales)), scales)
 
 
 # ---- kernels -----------------------------------------------------------------------------------------------------
 
 
-@njit(**OPTIONS)
-def _prepare(job, real, start, count, scales, zeros):
-    """The tile's scales and zero points."""
-    if job[slots.LAYOUT] != slots.NO_BLOCKS:
-        _spread(job, job[slots.SCALES], start, count, scales)
-        if job[slots.ZEROS] != 0:
-            _spread(job, job[slots.ZEROS], start, count, zeros)
+class _Rounder:
+    """Rounds segments of elements whose scales are known: every element is loaded, rounded and stored here."""
+
+    def __init__(self, job: Job, family: str, scaling: str, rounding: str, dtype: str, nan: str) -> None:
+        self.job, self.code, self.elements = job, job.code, Elements(job, dtype)
+        self._round = FAMILIES[family](job, rounding, scaling != "real")
+        self._scaling, self._stochastic = scaling, rounding == "stochastic"
+        self._affine = family == "round_affine"
+        self._tensor_scale = job.real(slots.TENSOR_SCALE)
+        self._seed, self._offset = job.integer(slots.SEED), job.integer(slots.OFFSET)
+        self._seen = self.code.variable(self.code.constant(vector(I32), 0))  # largest magnitude: above infinity is NaN
+        self._refuses_nan = nan == "error"
+
+    def segment(self, first: Value, last: Value, scale_of: Callable[[Window], Scale]) -> None:
+        start = first - ((self._offset + first) & 1) if self._stochastic else None  # a pair shares a random number
+        for window in windows(self.code, first, last, start):
+            x = self.elements.load(window)
+            if self._refuses_nan:
+                self._seen.set(self._seen.get().math("umax", x.bits & ABSOLUTE))
+            word = random_words(self.code, self._seed, self._offset + window.at) if self._stochastic else None
+            self.elements.store(window, self._round(x, scale_of(window), word))
+
+    def of_one_scale(self, first: Value, last: Value, number: Value, layout: Value) -> None:
+        scale = self.code.choose(
+            layout.equals(slots.NO_BLOCKS),
+            lambda: self.job.real(slots.CONSTANT_SCALE),
+            lambda: self._block_number(slots.SCALES, number),
+        )
+        if self._scaling == "power":
+            known = power_of_two(self.code, scale)
+        else:
+            zero = self._block_number(slots.ZEROS, number) if self._affine else None
+            known = real_scale(scale, self._tensor_scale, zero)
+        self.segment(first, last, lambda _: known)
+
+    def of_stripes(self, first: Value, last: Value, number: Value) -> None:
+        def scale_of(window: Window) -> Scale:
+            behind = (number - first) * 4
+            scale = window.load(F32, self.job.integer(slots.SCALES) + behind, 1.0)
+            zero = window.load(F32, self.job.integer(slots.ZEROS) + behind, 0.0) if self._affine else None
+            return real_scale(scale, self._tensor_scale, zero)
+
+        self.segment(first, last, scale_of)
+
+    def _block_number(self, slot: int, number: Value) -> Value:
+        return self.code.load(F32, self.job.integer(slot) + number * 4)
+
+    def finish(self) -> None:
+        with self.code.when(self._seen.get().largest_lane() > INFINITY):
+            self.job.write(slots.NAN_SEEN, self.code.constant(I64, 1))
 
 
-def _make_span(round_tile: Any) -> Any:
-    @njit(**OPTIONS)
-    def span(job, real, first, last):
-        """Round consecutive elements whose scales are known."""
-        values, results, words = _value_tile(), _result_tile(), _word_tile()
-        scales, zeros = _scale_tile(), _zero_tile()
-        constant = f32_at(scales)
-        for j in range(TILE):
-            constant[j] = real[slots.CONSTANT_SCALE]
-        for start in range(first, last, TILE):
-            count = min(TILE, last - start)
-            _prepare(job, real, start, count, scales, zeros)
-            source, target = _load(job, start, count, values), _target(job, start, results)
-            round_tile(job, real, source, target, scales, zeros, _words(job, words, start, count), count)
-            _store(job, start, count, target)
-
-    return span
+def _round(job: Job, first: Value, last: Value, family: str, scaling: str, rounding: str, dtype: str, nan: str) -> None:
+    """Round elements ``first`` to ``last``; of a layout in runs, rows, whose scales are found on the way."""
+    rounder = _Rounder(job, family, scaling, rounding, dtype, nan)
+    if scaling == "unscaled":
+        rounder.segment(first, last, lambda _: unscaled())
+    else:
+        _round_scaled(job, rounder, first, last)
+    rounder.finish()
 
 
-def _make_rounding(round_tile: Any) -> Any:
-    span = _make_span(round_tile)
-
-    def kernel(address, first, last):
-        """Round elements ``first`` to ``last``; of a layout in runs, rows, whose scales are found on the way."""
-        job, real = i64_at(address), f32_at(address + slots.REALS_AT)
-        if job[slots.LAYOUT] != slots.RUNS:
-            span(job, real, first, last)
-            return
-        length = job[slots.LENGTH]
-        together = max(1, 4 * TILE // max(length, 1))  # rows that stay in the cache between measuring and rounding
-        for row in range(first, last, together):
-            end = min(row + together, last)
-            if job[slots.RULE] != slots.GIVEN:
-                _find_run_scales(job, real, row, end)
-            span(job, real, row * length, end * length)
-
-    return kernel
+def _round_scaled(job: Job, rounder: _Rounder, first: Value, last: Value) -> None:
+    code, layout = job.code, job.integer(slots.LAYOUT)
+    finds = layout.equals(slots.RUNS) & (job.integer(slots.RULE) > slots.GIVEN)
+    with code.when_else(layout.equals(slots.STRIPES)) as (stripes, others):
+        with stripes:
+            for row in stripe_rows(job, first, last):
+                rounder.of_stripes(*row)
+        with others:
+            for start, end in groups(job, first, last):
+                with code.when(finds):
+                    _find_run_scales(job, rounder.elements, start, end)
+                for segment in segments(job, start, end):
+                    rounder.of_one_scale(*segment, layout)
 
 
-def find_scales(address, first, last):
+def _find_run_scales(job: Job, elements: Elements, first: Value, last: Value) -> None:
+    scales, blocks = job.integer(slots.SCALES), job.integer(slots.BLOCKS)
+    for start, end, number in segments(job, first, last):
+        job.code.store(_measured(elements, job.code, start, end), scales + number * 4)
+    _apply_rule(job, first * blocks, last * blocks)
+
+
+def _find_scales(job: Job, first: Value, last: Value, dtype: str) -> None:
     """Scales of a layout in slices or stripes; ``last`` is the number of outer indices."""
-    job, real = i64_at(address), f32_at(address + slots.REALS_AT)
-    _measure_across(job, last)
-    _apply_rule(job, real, job[slots.BLOCKS] * (last * job[slots.INNER] if job[slots.LAYOUT] == slots.STRIPES else 1))
+    code, elements, scales = job.code, Elements(job, dtype), job.integer(slots.SCALES)
+    length, inner, blocks = job.integer(slots.LENGTH), job.integer(slots.INNER), job.integer(slots.BLOCKS)
+    slices = job.integer(slots.LAYOUT).equals(slots.SLICES)
+    count = code.pick(slices, blocks, blocks * last * inner)
+    for window in windows(code, first, count):
+        window.store(code.constant(vector(I32), 0), scales)
+    stop = last * length * inner
+    with code.when_else(slices) as (by_slices, by_stripes):
+        with by_slices:
+            for start, end, number in segments(job, first, stop):
+                place = scales + number * 4
+                code.store(code.load(I32, place).math("umax", _measured(elements, code, start, end)), place)
+        with by_stripes:
+            for start, end, number in stripe_rows(job, first, stop):
+                behind = scales + (number - start) * 4
+                for window in windows(code, start, end):
+                    a = _finite_magnitudes(elements.load(window))
+                    window.store(window.load(I32, behind).math("umax", a), behind)
+    _apply_rule(job, first, count)
 
 
-def measure(address, first, last):
+def _measure(job: Job, first: Value, last: Value, dtype: str) -> None:
     """Largest finite magnitude of consecutive elements, as a float32 at the address of the scales."""
-    job = i64_at(address)
-    u32_at(job[slots.SCALES])[0] = _measure(job, first, last)
+    job.code.store(_measured(Elements(job, dtype), job.code, first, last), job.integer(slots.SCALES))
 
 
-def apply_rule(address, first, last):
-    """Scales of ``last`` blocks from the largest magnitudes that stand in their places."""
-    _apply_rule(i64_at(address), f32_at(address + slots.REALS_AT), last)
+_OTHERS: dict[str, Callable[..., None]] = {"find_scales": _find_scales, "measure": _measure, "apply_rule": _apply_rule}
 
 
-KERNELS: dict[str, Any] = {
-    "round_whole": _make_rounding(round_whole),
-    "round_affine": _make_rounding(round_affine),
-    "round_float": _make_rounding(round_float),
-    "find_scales": find_scales,
-    "measure": measure,
-    "apply_rule": apply_rule,
-}
+def build(name: str, symbol: str) -> str:
+    """LLVM's text of a kernel, which defines ``symbol``."""
+    kind, *choices = name.split("-")
+    code = Code(symbol)
+    address, first, last = code.arguments
+    if kind in _OTHERS:
+        _OTHERS[kind](Job(code, address), first, last, *choices)
+    else:
+        _round(Job(code, address), first, last, kind, *choices)
+    return code.finished()

@@ -1,148 +1,243 @@
-"""The machine operations that the kernels are written in: raw pointers, stack tiles, 32-bit lanes, bit casts.
+"""The language that the kernels are written in: Python that writes LLVM instructions when it runs.
 
-numba widens uint32 arithmetic to 64 bits, which halves the lanes of a vector; each function here is one LLVM
-instruction instead. Imported only when a kernel is compiled.
+A :class:`Value` is a number at the kernel's run time: one, or ``LANES`` side by side in a vector. Operators compute
+with it, so arithmetic reads as usual; :class:`Code` has loops, branches, variables and memory. Imported only when a
+kernel is compiled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-f32, u16, u32, u64, i64 = types.float32, types.uint16, types.uint32, types.uint64, types.int64
-_F32, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
-_NATIVE = {f32: _F32, u16: _I16, u32: _I32, u64: _I64, i64: _I64}
+LANES = 16
+F32, I1, I16, I32, I64 = ir.FloatType(), ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 
-def _pointer(element: Any) -> Any:
-    @intrinsic
-    def at_address(typing: Any, address: Any) -> Any:
-        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
-
-        return types.CPointer(element)(types.int64), emit
-
-    return at_address
+def vector(element: Any, count: int = LANES) -> Any:
+    return ir.VectorType(element, count)
 
 
-f32_at, u16_at, u32_at, u64_at, i64_at = map(_pointer, (f32, u16, u32, u64, i64))
+_Operator = Callable[["Value", Any], "Value"]
 
 
-def stack_tile(element: Any, count: int) -> Any:
-    """A function that gives the address of ``count`` elements on the stack, aligned to a cache line."""
+def _binary(of_integers: str, of_floats: str = "") -> _Operator:
+    def operate(self: Value, other: Any) -> Value:
+        a, b = self.code.alike(self, other)
+        return self.code.value(getattr(self.code.builder, of_floats if a.element == F32 else of_integers)(a.ir, b.ir))
 
-    @intrinsic
-    def tile(typing: Any) -> Any:
-        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            with builder.goto_entry_block():
-                place = builder.alloca(ir.ArrayType(_NATIVE[element], count))
-                place.align = 64
-            return builder.ptrtoint(place, _I64)
-
-        return types.int64(), emit
-
-    return tile
+    return operate
 
 
-def _instruction(signature: Any, emit_one: Callable[..., Any]) -> Any:
-    """An intrinsic of the given numba signature; ``emit_one(builder, *values)`` makes its instruction."""
+def _comparison(sign: str) -> _Operator:
+    def compare(self: Value, other: Any) -> Value:
+        a, b = self.code.alike(self, other)
+        if a.element == F32:
+            return self.code.value(self.code.builder.fcmp_ordered(sign, a.ir, b.ir))
+        # 32 bits are bit patterns, 64 bits are counts
+        compared = self.code.builder.icmp_signed if a.element == I64 else self.code.builder.icmp_unsigned
+        return self.code.value(compared(sign, a.ir, b.ir))
 
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return emit_one(builder, *args)
-
-    match len(signature.args):
-        case 1:
-
-            @intrinsic
-            def one(typing: Any, a: Any) -> Any:
-                return signature, emit
-
-            return one
-        case 2:
-
-            @intrinsic
-            def two(typing: Any, a: Any, b: Any) -> Any:
-                return signature, emit
-
-            return two
-
-    @intrinsic
-    def three(typing: Any, a: Any, b: Any, c: Any) -> Any:
-        return signature, emit
-
-    return three
+    return compare
 
 
-def _integer(name: str) -> Any:
-    return _instruction(u32(u32, u32), lambda builder, a, b: getattr(builder, name)(a, b))
+class Value:
+    """A number, or one in each lane: float32, 32-bit pattern, 64-bit integer, or truth."""
+
+    def __init__(self, code: Code, value: Any) -> None:
+        self.code, self.ir = code, value
+
+    @property
+    def is_vector(self) -> bool:
+        return isinstance(self.ir.type, ir.VectorType)
+
+    @property
+    def element(self) -> Any:
+        return self.ir.type.element if self.is_vector else self.ir.type
+
+    __add__ = _binary("add", "fadd")
+    __sub__ = _binary("sub", "fsub")
+    __mul__ = _binary("mul", "fmul")
+    __truediv__ = _binary("", "fdiv")
+    __floordiv__ = _binary("sdiv")  # of counts, which are not negative
+    __mod__ = _binary("srem")
+    __and__ = _binary("and_")
+    __or__ = _binary("or_")
+    __xor__ = _binary("xor")
+    __rshift__ = _binary("lshr")
+    __lshift__ = _binary("shl")
+    __lt__ = _comparison("<")
+    __le__ = _comparison("<=")
+    __gt__ = _comparison(">")
+    __ge__ = _comparison(">=")
+
+    equals = _comparison("==")
+
+    def to(self, operation: str, element: Any) -> Value:
+        """Converted by an LLVM instruction, lane by lane."""
+        wanted = vector(element, self.ir.type.count) if self.is_vector else element
+        return self.code.value(getattr(self.code.builder, operation)(self.ir, wanted))
+
+    @property
+    def bits(self) -> Value:
+        return self.to("bitcast", I32)
+
+    @property
+    def as_float(self) -> Value:
+        """The number whose bit pattern this is."""
+        return self.to("bitcast", F32)
+
+    def math(self, name: str, *others: Any) -> Value:
+        """LLVM's function of this name: ``roundeven``, ``floor``, ``fabs``, ``umax``."""
+        operands = [part.ir for part in self.code.alike(self, *others)] if others else [self.ir]
+        return self.code.call(f"llvm.{name}", self.ir.type, operands, [self.ir.type])
+
+    @property
+    def magnitude(self) -> Value:
+        return self.math("fabs")
+
+    def largest_lane(self) -> Value:
+        """Of bit patterns."""
+        return self.code.call("llvm.vector.reduce.umax", I32, [self.ir], [self.ir.type])
 
 
-add, sub, both, either, differ, shift_right, shift_left = map(
-    _integer, ("add", "sub", "and_", "or_", "xor", "lshr", "shl")
-)
-below = _instruction(types.boolean(u32, u32), lambda builder, a, b: builder.icmp_unsigned("<", a, b))
-pick_bits = _instruction(u32(types.boolean, u32, u32), lambda builder, c, a, b: builder.select(c, a, b))
-pick = _instruction(f32(types.boolean, f32, f32), lambda builder, c, a, b: builder.select(c, a, b))
-bits_of = _instruction(u32(f32), lambda builder, a: builder.bitcast(a, _I32))
-float_of = _instruction(f32(u32), lambda builder, a: builder.bitcast(a, _F32))
-to_float = _instruction(f32(u32), lambda builder, a: builder.sitofp(a, _F32))  # of values below 2**31
-low_half = _instruction(u16(u32), lambda builder, a: builder.trunc(a, _I16))
-widened = _instruction(u32(u16), lambda builder, a: builder.zext(a, _I32))
-half_to_float = _instruction(f32(u16), lambda b, a: b.fpext(b.bitcast(a, ir.HalfType()), _F32))
-float_to_half = _instruction(u16(f32), lambda b, a: b.bitcast(b.fptrunc(a, ir.HalfType()), _I16))
+class Variable:
+    """A place whose content changes; the optimiser keeps it in a register."""
+
+    def __init__(self, code: Code, start: Value) -> None:
+        self._code = code
+        with code.builder.goto_entry_block():
+            self._place = code.builder.alloca(start.ir.type)
+        self.set(start)
+
+    def get(self) -> Value:
+        return self._code.value(self._code.builder.load(self._place))
+
+    def set(self, value: Value) -> None:
+        self._code.builder.store(value.ir, self._place)
 
 
-def _math(name: str) -> Any:
-    def emit_one(builder: Any, a: Any) -> Any:
-        function = ir.FunctionType(_F32, [_F32])
-        return builder.call(cgutils.get_or_insert_function(builder.module, function, f"llvm.{name}.f32"), [a])
+class Code:
+    """One function ``name(job, first, last)`` of 64-bit integers, which returns 0."""
 
-    return _instruction(f32(f32), emit_one)
+    def __init__(self, name: str) -> None:
+        self.module = ir.Module(name)
+        function = ir.Function(self.module, ir.FunctionType(I32, [I64] * 3), name)
+        self.builder = ir.IRBuilder(function.append_basic_block())
+        self.arguments = [self.value(argument) for argument in function.args]
+
+    def finished(self) -> str:
+        """The module as LLVM's text."""
+        self.builder.ret(ir.Constant(I32, 0))
+        return str(self.module)
+
+    def value(self, value: Any) -> Value:
+        return Value(self, value)
+
+    def constant(self, kind: Any, number: Any) -> Value:
+        """Of an LLVM type; a list is one number a lane."""
+        if isinstance(kind, ir.VectorType) and not isinstance(number, list):
+            number = [number] * kind.count
+        return self.value(ir.Constant(kind, number))
+
+    def spread(self, value: Value, count: int = LANES) -> Value:
+        """The number in every lane."""
+        empty = ir.Constant(vector(value.element, count), ir.Undefined)
+        first = self.builder.insert_element(empty, value.ir, ir.Constant(I32, 0))
+        return self.value(self.builder.shuffle_vector(first, empty, ir.Constant(vector(I32, count), [0] * count)))
+
+    def alike(self, *parts: Any) -> list[Value]:
+        """Numbers of Python become constants, and scalars vectors beside a vector."""
+        values = [part for part in parts if isinstance(part, Value)]
+        wide = next((part for part in values if part.is_vector), values[0])
+        kind = wide.ir.type
+        made = [part if isinstance(part, Value) else self.constant(kind, part) for part in parts]
+        return [self.spread(part, kind.count) if wide.is_vector and not part.is_vector else part for part in made]
+
+    def pick(self, condition: Value, yes: Any, no: Any) -> Value:
+        yes, no = self.alike(yes, no)
+        return self.value(self.builder.select(condition.ir, yes.ir, no.ir))
+
+    def call(self, name: str, result: Any, operands: list[Any], overloads: list[Any]) -> Value:
+        """A function of LLVM's, named after the types in ``overloads``."""
+        full = ".".join([name, *map(_suffix, overloads)])
+        function = self.module.globals.get(full)
+        if function is None:
+            function = ir.Function(self.module, ir.FunctionType(result, [part.type for part in operands]), full)
+        return self.value(self.builder.call(function, operands))
+
+    # ---- control flow --------------------------------------------------------------------------------------------
+
+    def variable(self, start: Value) -> Variable:
+        return Variable(self, start)
+
+    @contextmanager
+    def while_(self, condition: Callable[[], Value]) -> Iterator[None]:
+        test, body, after = (self.builder.append_basic_block() for _ in range(3))
+        self.builder.branch(test)
+        self.builder.position_at_end(test)
+        self.builder.cbranch(condition().ir, body, after)
+        self.builder.position_at_end(body)
+        yield
+        self.builder.branch(test)
+        self.builder.position_at_end(after)
+
+    def when(self, condition: Value) -> Any:
+        """A context: code that runs only then."""
+        return self.builder.if_then(condition.ir)
+
+    def when_else(self, condition: Value) -> Any:
+        """A context of two."""
+        return self.builder.if_else(condition.ir)
+
+    def choose(self, condition: Value, yes: Callable[[], Value], no: Callable[[], Value]) -> Value:
+        """What one of two pieces of code computes; only that one runs."""
+        with self.when_else(condition) as (then, otherwise):
+            with then:
+                a, end_of_a = yes(), self.builder.block
+            with otherwise:
+                b, end_of_b = no(), self.builder.block
+        joined = self.builder.phi(a.ir.type)
+        joined.add_incoming(a.ir, end_of_a)
+        joined.add_incoming(b.ir, end_of_b)
+        return self.value(joined)
+
+    # ---- memory --------------------------------------------------------------------------------------------------
+
+    def _pointer(self, kind: Any, address: Value) -> Any:
+        return self.builder.inttoptr(address.ir, kind.as_pointer())
+
+    def load(self, kind: Any, address: Value) -> Value:
+        element = kind.element if isinstance(kind, ir.VectorType) else kind
+        return self.value(self.builder.load(self._pointer(kind, address), align=bytes_of(element)))
+
+    def store(self, value: Value, address: Value) -> None:
+        self.builder.store(value.ir, self._pointer(value.ir.type, address), align=bytes_of(value.element))
+
+    def load_lanes(self, kind: Any, address: Value, lanes: Value, otherwise: Any) -> Value:
+        """A vector of which only ``lanes`` are read."""
+        pointer, rest = self._pointer(kind, address), self.constant(kind, otherwise)
+        operands = [pointer, ir.Constant(I32, bytes_of(kind.element)), lanes.ir, rest.ir]
+        return self.call("llvm.masked.load", kind, operands, [kind, pointer.type])
+
+    def store_lanes(self, value: Value, address: Value, lanes: Value) -> None:
+        pointer = self._pointer(value.ir.type, address)
+        operands = [value.ir, pointer, ir.Constant(I32, bytes_of(value.element)), lanes.ir]
+        self.call("llvm.masked.store", ir.VoidType(), operands, [value.ir.type, pointer.type])
 
 
-round_even, round_down, magnitude = map(_math, ("roundeven", "floor", "fabs"))
+def bytes_of(element: Any) -> int:
+    """Bytes."""
+    return 4 if element == F32 else int(element.width) // 8
 
 
-def largest_of(count: int) -> Any:
-    """The largest of ``count`` float32 bit patterns without their signs, from an address, as one vector reduction."""
-
-    def emit_one(builder: Any, address: Any) -> Any:
-        vector = ir.VectorType(_I32, count)
-        values = builder.load(builder.inttoptr(address, vector.as_pointer()), align=4)
-        values = builder.and_(values, ir.Constant(vector, [0x7FFFFFFF] * count))
-        name, function = f"llvm.vector.reduce.umax.v{count}i32", ir.FunctionType(_I32, [vector])
-        return builder.call(cgutils.get_or_insert_function(builder.module, function, name), [values])
-
-    return _instruction(u32(i64), emit_one)
-
-
-def largest_of_halves(count: int) -> Any:
-    """:func:`largest_of` for 16-bit patterns."""
-
-    def emit_one(builder: Any, address: Any) -> Any:
-        vector = ir.VectorType(_I16, count)
-        values = builder.load(builder.inttoptr(address, vector.as_pointer()), align=2)
-        values = builder.and_(values, ir.Constant(vector, [0x7FFF] * count))
-        name, function = f"llvm.vector.reduce.umax.v{count}i16", ir.FunctionType(_I16, [vector])
-        return builder.zext(
-            builder.call(cgutils.get_or_insert_function(builder.module, function, name), [values]), _I32
-        )
-
-    return _instruction(u32(i64), emit_one)
-
-
-@intrinsic
-def widest_vectors(typing: Any) -> Any:
-    """Let this function use 512-bit vectors where the machine has them; it is then not inlined."""
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        for attribute in ('"prefer-vector-width"="512"', "noinline"):
-            set.add(builder.function.attributes, attribute)  # llvmlite's own add() knows no string attributes
-        return context.get_dummy_value()
-
-    return types.void(), emit
+def _suffix(kind: Any) -> str:
+    """A type in the name of an LLVM function."""
+    if isinstance(kind, ir.VectorType):
+        return f"v{kind.count}{_suffix(kind.element)}"
+    if kind.is_pointer:
+        return "p0"
+    return "f32" if kind == F32 else f"i{kind.width}"

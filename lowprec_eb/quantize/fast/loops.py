@@ -1,230 +1,154 @@
-"""The inner loops: random words, and rounding one tile of float32 values, as straight lines of vector instructions.
+"""Loops over memory: windows of a vector's width, how elements are loaded and stored there, and how blocks lie.
 
-Results are, bit for bit, those of :mod:`lowprec_eb.quantize.reference`. A rounding's mode is a constant of its loop;
-everything else comes at run time. Imported only when a kernel is compiled.
+Imported only when a kernel is compiled.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-from numba import njit
+from llvmlite import ir
 
 from lowprec_eb.quantize.fast import slots
-from lowprec_eb.quantize.fast.lanes import (
-    add,
-    below,
-    bits_of,
-    both,
-    differ,
-    either,
-    f32_at,
-    float_of,
-    magnitude,
-    pick,
-    pick_bits,
-    round_down,
-    round_even,
-    shift_left,
-    shift_right,
-    sub,
-    to_float,
-    u32_at,
-    u64_at,
-    widest_vectors,
-)
+from lowprec_eb.quantize.fast.arithmetic import Job
+from lowprec_eb.quantize.fast.lanes import F32, I16, I32, I64, LANES, Code, Value, bytes_of, vector
 
-# No wrappers for calls from Python: they take a fifth of the compilation.
-OPTIONS: dict[str, Any] = {
-    "nogil": True,
-    "error_model": "numpy",
-    "no_cpython_wrapper": True,
-    "no_cfunc_wrapper": True,
-}
+_CACHED = 4096  # elements that are measured before they are rounded
 
-_U = np.uint32
-_ZERO, _HALF, _ONE, _TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
-_2_TO_24 = np.float32(2.0**24)
-_GAMMA, _MIX_1, _MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_ABSOLUTE, _SIGN, _INFINITY, _NORMAL = _U(0x7FFFFFFF), _U(0x80000000), _U(0x7F800000), _U(0x00800000)
+# ---- windows -----------------------------------------------------------------------------------------------------
 
 
-@njit(**OPTIONS)
-def _mix(z):
-    z = (z ^ (z >> np.uint64(30))) * _MIX_1
-    z = (z ^ (z >> np.uint64(27))) * _MIX_2
-    return z ^ (z >> np.uint64(31))
+class Window:
+    """``LANES`` neighbours from index ``at`` on; of some only ``lanes`` exist, None: all."""
+
+    def __init__(self, at: Value, lanes: Value | None = None) -> None:
+        self.at, self._lanes = at, lanes
+
+    def load(self, kind: Any, address: Value, otherwise: Any = 0) -> Value:
+        """From ``address``, where index 0 lies."""
+        code, place = self.at.code, address + self.at * bytes_of(kind)
+        if self._lanes is None:
+            return code.load(vector(kind), place)
+        return code.load_lanes(vector(kind), place, self._lanes, otherwise)
+
+    def store(self, value: Value, address: Value) -> None:
+        code, place = self.at.code, address + self.at * bytes_of(value.element)
+        if self._lanes is None:
+            code.store(value, place)
+        else:
+            code.store_lanes(value, place, self._lanes)
 
 
-@njit(**OPTIONS)
-def fill_pairs(target, pairs, seed, first_pair):
-    """SplitMix64 outputs ``first_pair`` and on: each is the random words of two elements."""
-    widest_vectors()
-    words = u64_at(target)
-    z = seed + (first_pair + np.uint64(1)) * _GAMMA
-    for j in range(pairs):
-        words[j] = _mix(z)
-        z += _GAMMA
+def windows(code: Code, first: Value, last: Value, start: Value | None = None) -> Iterator[Window]:
+    """A loop over the windows of indices ``first`` to before ``last``; the first one may begin earlier, at ``start``.
+
+    Its body is written twice: for whole windows, and for those at the ends.
+    """
+    at = code.variable(first if start is None else start)
+
+    def is_whole() -> Value:
+        fits = at.get() + LANES <= last
+        return fits if start is None else fits & (at.get() >= first)
+
+    with code.while_(lambda: at.get() < last):
+        with code.while_(is_whole):
+            yield Window(at.get())
+            at.set(at.get() + LANES)
+        with code.when(at.get() < last):
+            yield Window(at.get(), _lanes(at.get(), first, last))
+            at.set(at.get() + LANES)
 
 
-def _make_away_from_even(mode: int) -> Any:
-    """Rounding to whole numbers in the modes that look at magnitudes."""
-
-    @njit(**OPTIONS)
-    def whole(v, word):
-        a = magnitude(v)
-        down = round_down(a)
-        if mode == slots.NEAREST_AWAY:
-            down = pick(a - down >= _HALF, down + _ONE, down)
-        elif mode == slots.STOCHASTIC:  # the uniform number is an odd multiple of 2 ** -24
-            odd = to_float(either(shift_right(word, _U(8)), _U(1)))
-            down = pick((a - down) * _2_TO_24 > odd, down + _ONE, down)
-        return float_of(either(bits_of(down), both(bits_of(v), _SIGN)))
-
-    return whole
+def _lanes(at: Value, first: Value, last: Value) -> Value:
+    code, left = at.code, last - at
+    lane = code.constant(vector(I32), list(range(LANES)))
+    low = code.pick(at < first, first - at, 0).to("trunc", I32)
+    return (lane >= low) & (lane < code.pick(left < LANES, left, LANES).to("trunc", I32))
 
 
-def _make_whole_loop(mode: int) -> Any:
-    by_magnitude = _make_away_from_even(mode)
-
-    @njit(**OPTIONS)
-    def loop(source, target, scales, words, count, low, high, passes, tolerance):
-        x, out, scale, word = f32_at(source), f32_at(target), f32_at(scales), u32_at(words)
-        for j in range(count):
-            v = x[j] / scale[j]
-            code = round_even(v)
-            if mode != slots.NEAREST:
-                inexact = magnitude(v - code) > tolerance * magnitude(v)
-                code = pick(inexact, by_magnitude(v, word[j] if mode == slots.STOCHASTIC else _U(0)), code)
-            code = pick(code < low, low, code)  # a NaN falls through
-            code = pick(code > high, high, code)
-            out[j] = pick(magnitude(x[j]) >= passes, x[j], code * scale[j]) + _ZERO  # integers have one zero
-
-    return loop
+# ---- elements ----------------------------------------------------------------------------------------------------
 
 
-def _make_affine_loop(mode: int) -> Any:
-    by_magnitude = _make_away_from_even(mode)
+class Elements:
+    """The elements of the two tensors, as float32."""
 
-    @njit(**OPTIONS)
-    def loop(source, target, scales, zeros, words, count, high, passes, largest, from_minimum, tolerance):
-        x, out, scale, zero, word = f32_at(source), f32_at(target), f32_at(scales), f32_at(zeros), u32_at(words)
-        for j in range(count):
-            half = x[j] * _HALF - zero[j] * _HALF  # the whole difference may overflow
-            v = half / scale[j] * _TWO if from_minimum else x[j] / scale[j]
-            code = round_even(v)
-            if mode != slots.NEAREST:
-                reach = magnitude(v) + magnitude(zero[j]) / scale[j] if from_minimum else magnitude(v)
-                inexact = magnitude(v - code) > tolerance * reach
-                code = pick(inexact, by_magnitude(v, word[j] if mode == slots.STOCHASTIC else _U(0)), code)
-            code = code + (_ZERO if from_minimum else zero[j])
-            code = pick(code < _ZERO, _ZERO, code)
-            code = pick(code > high, high, code)
-            lifted = (code * (scale[j] * _HALF) + zero[j] * _HALF) * _TWO
-            rounded = lifted if from_minimum else (code - zero[j]) * scale[j]
-            rounded = pick(rounded < -largest, -largest, pick(rounded > largest, largest, rounded))
-            out[j] = pick(magnitude(x[j]) >= passes, x[j], rounded)
+    def __init__(self, job: Job, dtype: str) -> None:
+        self._code, self._dtype = job.code, dtype
+        self._source, self._target = job.integer(slots.SOURCE), job.integer(slots.TARGET)
 
-    return loop
+    def load(self, window: Window) -> Value:
+        if self._dtype == "float32":
+            return window.load(F32, self._source, 0.0)
+        pattern = window.load(I16, self._source)
+        if self._dtype == "bfloat16":
+            return (pattern.to("zext", I32) << 16).as_float
+        return pattern.to("bitcast", ir.HalfType()).to("fpext", F32)
 
-
-@njit(**OPTIONS)
-def even_bits(a, mantissa, half, odd, normal, magic):
-    """Bit pattern of a magnitude rounded to nearest even, before overflow. ``half`` is that of the last bit kept."""
-    up = sub(add(half, both(shift_right(a, sub(_U(23), mantissa)), odd)), odd)
-    whole = shift_left(shift_right(add(a, up), sub(_U(23), mantissa)), sub(_U(23), mantissa))
-    return pick_bits(below(a, normal), bits_of((float_of(a) + magic) - magic), whole)
+    def store(self, window: Window, value: Value) -> None:
+        if self._dtype == "bfloat16":
+            up = value.bits + 0x8000  # a NaN stays one: those of bfloat16 have an empty lower half
+            even = self._code.pick((up & 0xFFFF).equals(0), up & 0xFFFEFFFF, up)
+            value = (even >> 16).to("trunc", I16)
+        elif self._dtype == "float16":
+            value = value.to("fptrunc", ir.HalfType()).to("bitcast", I16)
+        window.store(value, self._target)
 
 
-def _make_float_loop(mode: int, exact: bool = False) -> Any:
-    """``exact``: no quotient is rounded, so stochastic rounding need not look for what is whole within an error."""
-    by_magnitude = _make_away_from_even(mode)
-
-    @njit(**OPTIONS)
-    def loop(source, target, scales, words, count, job, real):
-        x, out, scale, word = f32_at(source), f32_at(target), f32_at(scales), u32_at(words)
-        base = slots.ELEMENT
-        mantissa, mask = _U(job[base + slots.MANTISSA]), _U(job[base + slots.MASK])
-        half, odd = _U(job[base + slots.HALF]), _U(job[base + slots.ODD])
-        normal, largest = _U(job[base + slots.NORMAL]), _U(job[base + slots.LARGEST])
-        beyond, infinite = _U(job[base + slots.BEYOND]), _U(job[base + slots.INFINITE])
-        down_1, down_2, up_1, up_2 = real[slots.DOWN_1], real[slots.DOWN_2], real[slots.UP_1], real[slots.UP_2]
-        magic, tolerance, tensor_scale = real[slots.MAGIC], real[slots.TOLERANCE], real[slots.TENSOR_SCALE]
-        kept, seen = differ(mask, _U(0xFFFFFFFF)), _U(0)
-        for j in range(count):
-            v = x[j] / (scale[j] * tensor_scale)
-            pattern = bits_of(v)
-            a = both(pattern, _ABSOLUTE)
-            seen = pick_bits(below(seen, a), a, seen)
-            r = _U(0) if exact else even_bits(a, mantissa, half, odd, normal, magic)
-            if mode != slots.NEAREST:
-                w = word[j] if mode == slots.STOCHASTIC else _U(0)
-                if mode == slots.NEAREST_AWAY:
-                    q = add(a, half)
-                elif mode == slots.STOCHASTIC:  # carries exactly when the fraction is above the uniform number
-                    q = add(a, sub(mask, shift_right(shift_right(w, _U(9)), mantissa)))
-                else:
-                    q = a
-                small = bits_of(by_magnitude(float_of(a) * down_1 * down_2, w) * up_1 * up_2)
-                q = pick_bits(below(a, normal), small, both(q, kept))
-                inexact = magnitude(float_of(a) - float_of(r)) > tolerance * float_of(a)
-                r = q if exact else pick_bits(inexact, q, r)
-            r = pick_bits(below(largest, r), beyond, r)
-            r = pick_bits(below(a, _INFINITY), r, pick_bits(below(_INFINITY, a), a, infinite))
-            out[j] = float_of(either(r, both(pattern, _SIGN))) * scale[j] * tensor_scale
-        return below(_INFINITY, seen)
-
-    return loop
+# ---- layouts -----------------------------------------------------------------------------------------------------
 
 
-_whole_even, _whole_away, _whole_down, _whole_random = map(_make_whole_loop, slots.MODES)
-_affine_even, _affine_away, _affine_down, _affine_random = map(_make_affine_loop, slots.MODES)
-_float_even, _float_away, _float_down, _float_random = map(_make_float_loop, slots.MODES)
-_float_random_exact = _make_float_loop(slots.STOCHASTIC, exact=True)
+def segments(job: Job, first: Value, last: Value) -> Iterator[tuple[Value, Value, Value]]:
+    """Consecutive elements of one scale, in every layout but stripes: position, end, and number of the scale.
+
+    ``first`` and ``last`` are rows of a layout in runs, else elements. Rows of slices are ``inner`` elements, and their
+    scales return after ``length`` rows; without blocks all is one row.
+    """
+    code, layout, pick = job.code, job.integer(slots.LAYOUT), job.code.pick
+    runs, slices = layout.equals(slots.RUNS), layout.equals(slots.SLICES)
+    length, inner = job.integer(slots.LENGTH), job.integer(slots.INNER)
+    start, stop = pick(runs, first * length, first), pick(runs, last * length, last)
+    row = pick(runs, length, pick(slices, inner, stop - start))
+    size = pick(runs, job.integer(slots.SIZE), row)
+    scales = pick(slices, length, stop)
+    rows_before = start // pick(slices, inner, 1)
+    position = code.variable(start)
+    row_end = code.variable(pick(slices, (rows_before + 1) * inner, start + row))
+    number = code.variable(pick(runs, first * job.integer(slots.BLOCKS), rows_before % scales))
+    with code.while_(lambda: position.get() < stop):
+        end = _smaller(_smaller(position.get() + size, row_end.get()), stop)
+        yield position.get(), end, number.get()
+        position.set(end)
+        row_end.set(pick(end < row_end.get(), row_end.get(), row_end.get() + row))
+        following = number.get() + 1
+        number.set(pick(following.equals(scales), 0, following))
 
 
-@njit(**OPTIONS)
-def round_whole(job, real, source, target, scales, zeros, words, count):
-    a, b, c, d = real[slots.LOW], real[slots.HIGH], real[slots.PASSES], real[slots.TOLERANCE]
-    mode = job[slots.MODE]
-    if mode == slots.NEAREST:
-        _whole_even(source, target, scales, words, count, a, b, c, d)
-    elif mode == slots.NEAREST_AWAY:
-        _whole_away(source, target, scales, words, count, a, b, c, d)
-    elif mode == slots.TOWARD_ZERO:
-        _whole_down(source, target, scales, words, count, a, b, c, d)
-    else:
-        _whole_random(source, target, scales, words, count, a, b, c, d)
+def groups(job: Job, first: Value, last: Value) -> Iterator[tuple[Value, Value]]:
+    """Of a layout in runs, rows that stay in the cache between measuring and rounding; all of another layout."""
+    code, length = job.code, job.integer(slots.LENGTH)
+    rows = code.constant(I64, _CACHED) // code.pick(length > 1, length, 1)
+    rows = code.pick(job.integer(slots.LAYOUT).equals(slots.RUNS), code.pick(rows > 1, rows, 1), last - first)
+    position = code.variable(first)
+    with code.while_(lambda: position.get() < last):
+        start = position.get()
+        end = _smaller(start + rows, last)
+        yield start, end
+        position.set(end)
 
 
-@njit(**OPTIONS)
-def round_affine(job, real, source, target, scales, zeros, words, count):
-    high, passes, tolerance = real[slots.HIGH], real[slots.PASSES], real[slots.TOLERANCE]
-    from_minimum, largest = real[slots.LOW] != _ZERO, real[slots.LARGEST_RESULT]
-    mode = job[slots.MODE]
-    if mode == slots.NEAREST:
-        _affine_even(source, target, scales, zeros, words, count, high, passes, largest, from_minimum, tolerance)
-    elif mode == slots.NEAREST_AWAY:
-        _affine_away(source, target, scales, zeros, words, count, high, passes, largest, from_minimum, tolerance)
-    elif mode == slots.TOWARD_ZERO:
-        _affine_down(source, target, scales, zeros, words, count, high, passes, largest, from_minimum, tolerance)
-    else:
-        _affine_random(source, target, scales, zeros, words, count, high, passes, largest, from_minimum, tolerance)
+def _smaller(a: Value, b: Value) -> Value:
+    return a.code.pick(a < b, a, b)
 
 
-@njit(**OPTIONS)
-def round_float(job, real, source, target, scales, zeros, words, count):
-    mode = job[slots.MODE]
-    if mode == slots.NEAREST:
-        damaged = _float_even(source, target, scales, words, count, job, real)
-    elif mode == slots.NEAREST_AWAY:
-        damaged = _float_away(source, target, scales, words, count, job, real)
-    elif mode == slots.TOWARD_ZERO:
-        damaged = _float_down(source, target, scales, words, count, job, real)
-    elif real[slots.TOLERANCE] == _ZERO:
-        damaged = _float_random_exact(source, target, scales, words, count, job, real)
-    else:
-        damaged = _float_random(source, target, scales, words, count, job, real)
-    if damaged:
-        job[slots.NAN_SEEN] = 1
+def stripe_rows(job: Job, first: Value, last: Value) -> Iterator[tuple[Value, Value, Value]]:
+    """Rows of ``inner`` elements of a layout in stripes: position, end, and number of the first element's scale."""
+    code, length, inner = job.code, job.integer(slots.LENGTH), job.integer(slots.INNER)
+    position = code.variable(first)
+    with code.while_(lambda: position.get() < last):
+        start = position.get()
+        row = start // inner
+        end = _smaller((row + 1) * inner, last)
+        block = row // length * job.integer(slots.BLOCKS) + row % length // job.integer(slots.SIZE)
+        yield start, end, block * inner + (start - row * inner)
+        position.set(end)

@@ -1,9 +1,8 @@
-"""Machine code of the kernels: compiled once by numba, kept in a cache, loaded by llvmlite.
+"""Machine code of the kernels: compiled once, kept in a cache and loaded, all by llvmlite.
 
-numba is imported only to compile. What it makes is reduced to plain C functions without references to anything outside
-and stored as object code, one file a kernel, under a name that hashes the kernel sources, the versions and the
-processor. A file that is missing, of another version or damaged is made anew; a cache that cannot be written costs a
-compilation per process, and a warning says so.
+Kernels are plain C functions without references to anything outside, stored as object code, one file a kernel, under a
+name that hashes the kernel sources, the versions and the processor. A file that is missing, of another version or
+damaged is made anew; a cache that cannot be written costs a compilation per process, and a warning says so.
 """
 
 from __future__ import annotations
@@ -15,16 +14,14 @@ import os
 import tempfile
 import threading
 import warnings
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 Kernel = Any  # a C function (address of the job, first, last) that runs without the interpreter's lock
-# numba's calling convention: places for the result and an exception, of which these kernels have none, come first.
-_PROTOTYPE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3)
-_unused = (ctypes.c_int64 * 8)()
-_SOURCES = ("slots.py", "lanes.py", "loops.py", "kernels.py", "objects.py")
+_PROTOTYPE = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_int64] * 3)
+_SOURCES = ("slots.py", "lanes.py", "arithmetic.py", "loops.py", "kernels.py", "objects.py")
 _DIGEST_BYTES = 32
 _lock = threading.RLock()
 _loaded: dict[str, Kernel] = {}
@@ -104,7 +101,7 @@ def _fingerprint() -> str:
     folder = Path(__file__).parent
     parts = [(folder / source).read_bytes() for source in _SOURCES]
     machine = (binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten(), *binding.llvm_version_info)
-    parts.append(repr((machine, version("numba"), version("llvmlite"))).encode())
+    parts.append(repr((machine, version("llvmlite"))).encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -131,39 +128,25 @@ def _engine() -> Any:
 
 
 def _compile(name: str) -> bytes:
-    """Object code that defines the kernel's native function and refers to nothing outside."""
+    """Object code that defines the kernel's function."""
     kernels = importlib.import_module("lowprec_eb.quantize.fast.kernels")
-    numba = importlib.import_module("numba")
-    dispatcher = numba.njit(kernels.SIGNATURE, **kernels.OPTIONS)(kernels.KERNELS[name])
-    compiled = dispatcher.overloads[kernels.SIGNATURE.args]
-    module = _binding().parse_assembly(compiled.library.get_llvm_str())
-    entry = compiled.fndesc.llvm_func_name
-    _keep_only(module, entry)
-    outside = [f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")]
-    if outside:
-        raise RuntimeError(f"kernel {name!r} refers to {', '.join(outside)}, which a cached file cannot; report this")
-    module.get_function(entry).name = _symbol(name)
-    return bytes(_target_machine().emit_object(module))
-
-
-def _keep_only(module: Any, entry: str) -> None:
-    """Drop what ``entry`` does not use: numba's wrappers for calls from Python."""
-    binding = _binding()
-    for part in (*module.functions, *module.global_variables):
-        if not part.is_declaration and part.name != entry:
-            part.linkage = "internal"
-    passes = binding.create_new_module_pass_manager()
-    passes.add_global_dead_code_eliminate_pass()
-    passes.run(module, binding.create_pass_builder(_target_machine(), binding.create_pipeline_tuning_options()))
+    binding, machine = _binding(), _target_machine()
+    module = binding.parse_assembly(kernels.build(name, _symbol(name)))
+    module.triple, module.data_layout = machine.triple, str(machine.target_data)
+    # Kernels are written in vectors: looking for more of them takes longer than all else.
+    tuning = binding.create_pipeline_tuning_options(speed_level=2)
+    tuning.loop_vectorization = tuning.slp_vectorization = tuning.loop_unrolling = False
+    builder = binding.create_pass_builder(machine, tuning)
+    builder.getModulePassManager().run(module, builder)
+    return bytes(machine.emit_object(module))
 
 
 def _symbol(name: str) -> str:
-    return f"lowprec_eb_{name}"
+    return f"lowprec_eb_{name.replace('-', '_')}"
 
 
 def _link(name: str, code: bytes) -> Kernel:
     binding, engine = _binding(), _engine()
     engine.add_object_file(binding.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    native = _PROTOTYPE(engine.get_function_address(_symbol(name)))
-    return partial(native, ctypes.addressof(_unused), ctypes.addressof(_unused))
+    return _PROTOTYPE(engine.get_function_address(_symbol(name)))

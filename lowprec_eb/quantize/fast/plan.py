@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 
@@ -19,7 +19,7 @@ _MODES = {
     "toward_zero": slots.TOWARD_ZERO,
     "stochastic": slots.STOCHASTIC,
 }
-DTYPES = {torch.float32: slots.FLOAT32, torch.bfloat16: slots.BFLOAT16, torch.float16: slots.FLOAT16}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # computed in float32
 _PACKING = struct.Struct(f"={slots.INTEGERS}q{slots.REALS}f")
 
 
@@ -27,12 +27,22 @@ _PACKING = struct.Struct(f"={slots.INTEGERS}q{slots.REALS}f")
 class Plan:
     """What is known of a call before its tensors: the kernel, the buffer's constant part, and how blocks lie."""
 
-    kernel: str
+    kernel: str  # family of elements
+    scaling: str  # "unscaled", "power" (of two) or "real"
+    rounding: str
+    dtype: str
     buffer: bytes
     place: Geometry
+    lanes: Geometry  # the same, with neighbours that have a scale each seen as stripes
     refuses_nan: bool
     takes_one_scale: bool  # a given number is the scale as it is
     scales_first: bool  # an affine format's scales are found before the kernel, and a two-level one's tensor scale
+
+    @cached_property
+    def compiled(self) -> str:
+        """Name of the kernel that rounds."""
+        nan = "error" if self.refuses_nan else "keep"
+        return "-".join((self.kernel, self.scaling, self.rounding, self.dtype, nan))
 
 
 @dataclass(frozen=True)
@@ -78,22 +88,34 @@ def plan(fmt: Format, rounding: str, shape: tuple[int, ...], dtype: torch.dtype)
         return "its blocks span dimensions that do not lie side by side"
     if reason := _obstacle(fmt):
         return reason
+    rounding = _rounding_of(fmt, rounding)
     kernel, integers, reals = _constants(fmt, rounding)
-    integers[slots.DTYPE], reals[slots.LARGEST_RESULT] = DTYPES[dtype], torch.finfo(dtype).max
-    integers[slots.LAYOUT], integers[slots.LENGTH], integers[slots.SIZE] = place.layout, place.length, place.size
-    integers[slots.BLOCKS], integers[slots.INNER] = place.blocks, place.inner
+    reals[slots.LARGEST_RESULT] = torch.finfo(dtype).max
+    lanes = _by_lanes(place)
+    integers[slots.LAYOUT], integers[slots.LENGTH], integers[slots.SIZE] = lanes.layout, lanes.length, lanes.size
+    integers[slots.BLOCKS], integers[slots.INNER] = lanes.blocks, lanes.inner
     refuses_nan = isinstance(fmt.element, Float) and fmt.element.nan == "error"
     scales_first = fmt.has_zero_point or fmt.tensor_scale_bits > 0
     one_scale = not scales_first and not (isinstance(fmt, ScaledFloat) and fmt.scale is not None)
-    return Plan(kernel, _PACKING.pack(*integers, *reals), place, refuses_nan, one_scale, scales_first)
+    choices = kernel, _scaling(fmt), rounding, str(dtype).removeprefix("torch.")
+    return Plan(*choices, _PACKING.pack(*integers, *reals), place, lanes, refuses_nan, one_scale, scales_first)
+
+
+def _rounding_of(fmt: Format, rounding: str) -> str:
+    ties_away = isinstance(fmt.element, Float) and fmt.element.ties == "away"
+    return "nearest_away" if rounding == "nearest" and ties_away else rounding
+
+
+def _scaling(fmt: Format) -> str:
+    if fmt.blocks is None and isinstance(fmt.element, Float):
+        return "unscaled"
+    return "real" if isinstance(fmt, Int | ScaledFloat) else "power"
 
 
 def _constants(fmt: Format, rounding: str) -> tuple[str, list[int], list[float]]:
     """Kernel, integers and reals that the format and the rounding decide."""
     integers, reals = [0] * slots.INTEGERS, [0.0] * slots.REALS
     element = fmt.element
-    if rounding == "nearest" and isinstance(element, Float) and element.ties == "away":
-        rounding = "nearest_away"
     integers[slots.MODE] = _MODES[rounding]
     reals[slots.CONSTANT_SCALE] = 1.0
     reals[slots.TENSOR_SCALE] = 1.0
@@ -196,3 +218,11 @@ def geometry(blocks: Blocks | None, shape: tuple[int, ...]) -> Geometry | None:
     if outer == 1:
         return Geometry(slots.RUNS, length, inner, inner)
     return Geometry(slots.SLICES, outer, length, 1, inner)
+
+
+def _by_lanes(place: Geometry) -> Geometry:
+    if place.layout == slots.SLICES and place.inner == 1:
+        return Geometry(slots.STRIPES, 1, place.outer, place.outer, place.length)
+    if place.layout == slots.RUNS and place.size == 1:
+        return Geometry(slots.STRIPES, 1, 1, 1, place.scales)
+    return place

@@ -1,6 +1,6 @@
 """The buffer that tells a kernel what to do: 64-bit integers, then float32 numbers, by slot.
 
-Plain constants, since numba reads those of a module and not the members of an enumeration.
+Plain integers, since first slots and counted ones are added.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ SOURCE, TARGET = 0, 1  # addresses of elements
 SCALES = 2  # address of float32 scales, one a block
 ZEROS = 3  # of zero points, one a block; 0: there are none
 SEED, OFFSET = 4, 5
-DTYPE, MODE = 6, 7
-LAYOUT = 8
-LENGTH = 9  # elements along the axis of the blocks
-SIZE = 10  # elements of a block along that axis
-BLOCKS = 11  # blocks along that axis
-INNER = 12  # elements behind one index of that axis
-RULE = 13
-ELEMENT_EXPONENT = 14  # of the element's largest value, for shared exponents
-LOWEST_EXPONENT = 15
-STEP_EXPONENT = 16  # of an integer element's step
-NAN_SEEN = 17  # written by a kernel: a NaN was rounded
-ELEMENT, SCALE_FORMAT = 18, 26  # first slots of a float format: the element's, and the scales'
-INTEGERS = 34
+MODE = 6  # of rounding; a kernel compiled for one knows it already
+LAYOUT = 7
+LENGTH = 8  # elements along the axis of the blocks
+SIZE = 9  # elements of a block along that axis
+BLOCKS = 10  # blocks along that axis
+INNER = 11  # elements behind one index of that axis
+RULE = 12
+ELEMENT_EXPONENT = 13  # of the element's largest value, for shared exponents
+LOWEST_EXPONENT = 14
+STEP_EXPONENT = 15  # of an integer element's step
+NAN_SEEN = 16  # written by a kernel: a NaN was rounded
+ELEMENT, SCALE_FORMAT = 17, 25  # first slots of a float format: the element's, and the scales'
+INTEGERS = 33
 
 # Slots of one float format, counted from its first.
 MANTISSA = 0  # bits
@@ -52,10 +52,7 @@ LARGEST_RESULT = 15  # finite number of the tensor's dtype
 REALS = 16
 
 # ---- values of MODE ----------------------------------------------------------------------------------------------
-NEAREST, NEAREST_AWAY, TOWARD_ZERO, STOCHASTIC = MODES = (0, 1, 2, 3)
-
-# ---- values of DTYPE; kernels compute in float32 -----------------------------------------------------------------
-FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
+NEAREST, NEAREST_AWAY, TOWARD_ZERO, STOCHASTIC = 0, 1, 2, 3
 
 # ---- values of LAYOUT: a tensor is seen as (outer, length, inner) around the axis of the blocks ------------------
 NO_BLOCKS = 0  # one scale for every element

@@ -1,0 +1,211 @@
+"""What happens to a vector of float32 values: random words, scaling, and rounding to each family of elements.
+
+Results are, bit for bit, those of :mod:`lowprec_eb.quantize.reference`. Imported only when a kernel is compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lowprec_eb.quantize.fast import slots
+from lowprec_eb.quantize.fast.lanes import F32, I32, I64, LANES, Code, Value, vector
+
+_GAMMA, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+ABSOLUTE, SIGN, INFINITY = 0x7FFFFFFF, 0x80000000, 0x7F800000
+_MASK64 = (1 << 64) - 1
+
+
+class Job:
+    """The buffer of :mod:`lowprec_eb.quantize.fast.slots`."""
+
+    def __init__(self, code: Code, address: Value) -> None:
+        self.code, self._address = code, address
+
+    def integer(self, slot: int) -> Value:
+        return self.code.load(I64, self._address + 8 * slot)
+
+    def pattern(self, slot: int) -> Value:
+        """The lower half of an integer."""
+        return self.integer(slot).to("trunc", I32)
+
+    def real(self, slot: int) -> Value:
+        return self.code.load(F32, self._address + (slots.REALS_AT + 4 * slot))
+
+    def write(self, slot: int, value: Value) -> None:
+        self.code.store(value, self._address + 8 * slot)
+
+
+# ---- random words ------------------------------------------------------------------------------------------------
+
+
+def random_words(code: Code, seed: Value, index: Value) -> Value:
+    """Words of the elements from an even ``index`` on: each SplitMix64 output is those of two."""
+    pairs = LANES // 2
+    ahead = [(1 + pair) * _GAMMA & _MASK64 for pair in range(pairs)]
+    z = code.constant(vector(I64, pairs), ahead) + (seed + (index >> 1) * _GAMMA)
+    z = (z ^ (z >> 30)) * _MIX_1
+    z = (z ^ (z >> 27)) * _MIX_2
+    z = z ^ (z >> 31)
+    return code.value(code.builder.bitcast(z.ir, vector(I32)))
+
+
+# ---- scales ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How values become elements and back; an affine one has a zero point."""
+
+    divide: Callable[[Value], Value]
+    multiply: Callable[[Value], Value]
+    scale: Value | None = None
+    zero: Value | None = None
+
+
+def unscaled() -> Scale:
+    return Scale(lambda x: x, lambda element: element)
+
+
+def power_of_two(code: Code, scale: Value) -> Scale:
+    """Multiplying by the inverse is exact, in two steps: a single factor would overflow for the smallest scales."""
+    first = code.pick(scale < 2.0**-100, code.constant(F32, 2.0**64), 1.0)
+    second = code.constant(F32, 1.0) / (scale * first)
+    return Scale(lambda x: x * first * second, lambda element: element * scale, scale)
+
+
+def real_scale(scale: Value, tensor_scale: Value, zero: Value | None = None) -> Scale:
+    divisor = scale * tensor_scale
+    return Scale(lambda x: x / divisor, lambda element: element * scale * tensor_scale, scale, zero)
+
+
+# ---- elements ----------------------------------------------------------------------------------------------------
+
+# Of values, their scale and random words.
+Rounding = Callable[[Value, Scale, Value | None], Value]
+
+
+def _whole_magnitude(rounding: str, a: Value, word: Value | None) -> Value:
+    """Magnitudes rounded to whole numbers in the modes that look at them."""
+    code, down = a.code, a.math("floor")
+    if rounding == "nearest_away":
+        down = code.pick(a - down >= 0.5, down + 1.0, down)
+    elif rounding == "stochastic":  # the uniform number is an odd multiple of 2 ** -24
+        assert word is not None
+        odd = ((word >> 8) | 1).to("sitofp", F32)
+        down = code.pick((a - down) * 2.0**24 > odd, down + 1.0, down)
+    return down
+
+
+def _whole(rounding: str, v: Value, word: Value | None, tolerance: Value | None) -> Value:
+    """``v`` rounded to whole numbers; what is whole within ``tolerance`` counts as whole, None: ``v`` is exact."""
+    if rounding == "nearest":
+        return v.math("roundeven")
+    other = (_whole_magnitude(rounding, v.magnitude, word).bits | (v.bits & SIGN)).as_float
+    if tolerance is None:
+        return other
+    even = v.math("roundeven")
+    return v.code.pick((v - even).magnitude > tolerance, other, even)
+
+
+def round_whole(job: Job, rounding: str, exact: bool) -> Rounding:
+    low, high, passes = job.real(slots.LOW), job.real(slots.HIGH), job.real(slots.PASSES)
+    error = None if exact else job.real(slots.TOLERANCE)
+
+    def round_lanes(x: Value, scale: Scale, word: Value | None) -> Value:
+        v = scale.divide(x)
+        steps = _whole(rounding, v, word, None if error is None else v.magnitude * error)
+        steps = clamped(steps, low, high)
+        return x.code.pick(x.magnitude >= passes, x, scale.multiply(steps)) + 0.0  # integers have one zero
+
+    return round_lanes
+
+
+def clamped(v: Value, low: Any, high: Any) -> Value:
+    """A NaN stays."""
+    v = v.code.pick(v < low, low, v)
+    return v.code.pick(v > high, high, v)
+
+
+def round_affine(job: Job, rounding: str, exact: bool) -> Rounding:
+    high, passes, error = job.real(slots.HIGH), job.real(slots.PASSES), job.real(slots.TOLERANCE)
+    largest, from_minimum = job.real(slots.LARGEST_RESULT), job.real(slots.LOW) > 0.0
+    least = largest * -1.0
+
+    def codes_from_minimum(x: Value, scale: Value, zero: Value, word: Value | None) -> Value:
+        v = (x * 0.5 - zero * 0.5) / scale * 2.0  # the whole difference may overflow
+        steps = _whole(rounding, v, word, (v.magnitude + zero.magnitude / scale) * error)
+        return (clamped(steps, 0.0, high) * (scale * 0.5) + zero * 0.5) * 2.0
+
+    def codes_from_zero_point(x: Value, scale: Value, zero: Value, word: Value | None) -> Value:
+        v = x / scale
+        steps = _whole(rounding, v, word, v.magnitude * error)
+        return (clamped(steps + zero, 0.0, high) - zero) * scale
+
+    def round_lanes(x: Value, scale: Scale, word: Value | None) -> Value:
+        assert scale.scale is not None and scale.zero is not None
+        step, zero, code = scale.scale, scale.zero, x.code
+        rounded = code.choose(
+            from_minimum,
+            lambda: codes_from_minimum(x, step, zero, word),
+            lambda: codes_from_zero_point(x, step, zero, word),
+        )
+        return code.pick(x.magnitude >= passes, x, clamped(rounded, least, largest))
+
+    return round_lanes
+
+
+class FloatSlots:
+    """A float format's bit patterns, read once; ``magic`` rounds to the step of its subnormals."""
+
+    def __init__(self, job: Job, base: int, magic: int) -> None:
+        self.mantissa, self.half, self.odd = (job.pattern(base + s) for s in (slots.MANTISSA, slots.HALF, slots.ODD))
+        self.mask, self.normal = job.pattern(base + slots.MASK), job.pattern(base + slots.NORMAL)
+        self.kept = self.mask ^ 0xFFFFFFFF
+        self.magic = job.real(magic)
+
+    def even(self, a: Value) -> Value:
+        """Bit pattern of a magnitude rounded to nearest even, before overflow."""
+        last_kept = (a >> (self.mantissa * -1 + 23)) & self.odd
+        normal = (a + (self.half + last_kept - self.odd)) & self.kept
+        return a.code.pick(a < self.normal, (a.as_float + self.magic - self.magic).bits, normal)
+
+
+def round_float(job: Job, rounding: str, exact: bool) -> Rounding:
+    fmt = FloatSlots(job, slots.ELEMENT, slots.MAGIC)
+    largest, beyond, infinite = (job.pattern(slots.ELEMENT + s) for s in (slots.LARGEST, slots.BEYOND, slots.INFINITE))
+    down_1, down_2, up_1, up_2 = (job.real(s) for s in (slots.DOWN_1, slots.DOWN_2, slots.UP_1, slots.UP_2))
+    error = job.real(slots.TOLERANCE)
+
+    def other_bits(a: Value, word: Value | None) -> Value:
+        """Rounded in the modes that look at magnitudes."""
+        small = _whole_magnitude(rounding, a.as_float * down_1 * down_2, word) * up_1 * up_2
+        if rounding == "nearest_away":
+            raised = a + fmt.half
+        elif rounding == "stochastic":  # carries exactly when the fraction is above the uniform number
+            assert word is not None
+            raised = a + (fmt.mask - ((word >> 8) >> (fmt.mantissa + 1)))
+        else:
+            raised = a
+        return a.code.pick(a < fmt.normal, small.bits, raised & fmt.kept)
+
+    def round_lanes(x: Value, scale: Scale, word: Value | None) -> Value:
+        code, v = x.code, scale.divide(x)
+        a = v.bits & ABSOLUTE
+        r = fmt.even(a) if rounding == "nearest" or not exact else other_bits(a, word)
+        if rounding != "nearest" and not exact:
+            inexact = (a.as_float - r.as_float).magnitude > a.as_float * error
+            r = code.pick(inexact, other_bits(a, word), r)
+        r = code.pick(r > largest, beyond, r)
+        r = code.pick(a < INFINITY, r, code.pick(a > INFINITY, a, infinite))
+        return scale.multiply((r | (v.bits & SIGN)).as_float)
+
+    return round_lanes
+
+
+FAMILIES: dict[str, Callable[[Job, str, bool], Rounding]] = {
+    "round_whole": round_whole,
+    "round_affine": round_affine,
+    "round_float": round_float,
+}
