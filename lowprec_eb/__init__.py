@@ -30,8 +30,10 @@ from lowprec_eb.formats import (
 )
 from lowprec_eb.lowering import LoweringReport, lower, raise_
 from lowprec_eb.optim import LowPrecisionOptimizer
-from lowprec_eb.precision import Precision, precision
+from lowprec_eb.precision import PerGemm, Precision, Rounded
+from lowprec_eb.precision_state import load_precision_state, precision_state, set_bits
 from lowprec_eb.quantize import Quantizer, backend_for, decode, encode, quantize, quantize_
+from lowprec_eb.recipes import precision
 from lowprec_eb.tickets import EarlyBird, Ticket, channel_groups, compact, mask_distance
 
 __all__ = [
@@ -59,8 +61,10 @@ __all__ = [
     "Int",
     "LowPrecisionOptimizer",
     "LoweringReport",
+    "PerGemm",
     "Precision",
     "Quantizer",
+    "Rounded",
     "ScaledFloat",
     "Ticket",
     "backend_for",
@@ -68,10 +72,13 @@ __all__ = [
     "compact",
     "decode",
     "encode",
+    "load_precision_state",
     "lower",
     "mask_distance",
     "precision",
+    "precision_state",
     "quantize",
     "quantize_",
     "raise_",
+    "set_bits",
 ]

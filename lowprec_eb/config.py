@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -10,6 +10,9 @@ from typing import Literal
 from lowprec_eb import strict_config
 from lowprec_eb.lab import ArmSettings, LabSettings
 from lowprec_eb.models import ModelSettings
+from lowprec_eb.precision import nearest
+from lowprec_eb.precision_settings import PrecisionSettings
+from lowprec_eb.recipes import RECIPES
 from lowprec_eb.tasks import TaskSettings
 from lowprec_eb.tickets import TicketSettings
 from lowprec_eb.train import TrainSettings
@@ -21,7 +24,8 @@ class Config:
 
     profile: name of a hardware profile, or the path of a YAML file. margin: loss of accuracy (a fraction) that counts
     as equally accurate. threads: of torch on the CPU; part of the run's name, since it may change the last bit of a
-    sum. workers: arms that run side by side, each in a process of its own; it changes no result.
+    sum. workers: arms that run side by side, each in a process of its own; it changes no result. precisions: names
+    that arms may use beside the recipes'.
     """
 
     name: str
@@ -37,11 +41,13 @@ class Config:
     threads: int = 1
     backend: Literal["auto", "reference", "fast", "triton", "qtorch"] = "auto"
     workers: int = field(default=1, compare=False)
+    precisions: Mapping[str, PrecisionSettings] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.name.strip() or "/" in self.name:
             raise ValueError(f"name must be a word that can name a folder, got {self.name!r}")
         self._check_arms()
+        self._check_precisions()
         self._check_schedule()
         if not 0 <= self.margin < 1:
             raise ValueError(f"margin must be in [0, 1): a fraction of the images, got {self.margin}")
@@ -59,6 +65,19 @@ class Config:
             raise ValueError(
                 f"seeds must be different whole numbers from 0 to 2**31 - 1, at least one, got {list(self.seeds)}"
             )
+
+    def _check_precisions(self) -> None:
+        if taken := sorted({*self.precisions} & {*RECIPES}):
+            raise ValueError(f"precisions.{taken[0]}: is the name of a recipe; choose another")
+        for key, settings in self.precisions.items():
+            if settings.precision(key).name != key:
+                raise ValueError(f"precisions.{key}.name: here the key is the name; leave {settings.name!r} out")
+        known = (*RECIPES, *self.precisions)
+        for place, arm in enumerate(self.pipelines):
+            for key in ("precision", "search_precision"):
+                if (name := getattr(arm, key)) is not None and name not in known:
+                    hint = nearest(name, known) or f"; known are {', '.join(known)}"
+                    raise ValueError(f"pipelines.{place}.{key}: unknown precision {name!r}{hint}")
 
     def _check_schedule(self) -> None:
         ticket = self.ticket
@@ -80,7 +99,9 @@ class Config:
 
     @property
     def lab(self) -> LabSettings:
-        return LabSettings(self.task, self.model, self.training, self.ticket, self.device, self.backend, self.threads)
+        precisions = {name: settings.precision(name) for name, settings in self.precisions.items()}
+        shared = (self.task, self.model, self.training, self.ticket, self.device, self.backend, self.threads)
+        return LabSettings(*shared, precisions=precisions)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

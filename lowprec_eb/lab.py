@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,9 +24,9 @@ from lowprec_eb.lowering import lower
 from lowprec_eb.models import ModelSettings, build_model
 from lowprec_eb.optim import LowPrecisionOptimizer
 from lowprec_eb.outcome import Outcome, TicketSummary
-from lowprec_eb.precision import RECIPES, Precision
-from lowprec_eb.precision import precision as named_precision
+from lowprec_eb.precision import Precision
 from lowprec_eb.quantize.random_bits import derive_seed
+from lowprec_eb.recipes import precision as named_precision
 from lowprec_eb.stage import Progress, Stage, StagePhase, StageResult, StageRun, Start
 from lowprec_eb.strict_config import digest
 from lowprec_eb.tasks import Task, TaskSettings
@@ -35,7 +35,6 @@ from lowprec_eb.train import TrainSettings
 from lowprec_eb.versions import software_fingerprint
 
 PipelineName = Literal["full", "network_slimming", "one_shot_ticket", "early_bird", "random_ticket"]
-PrecisionName = Literal["fp32", "bf16", "bfp8", "swalp8"]
 _TICKET_SEED, _FRESH_SEED = 1, 2  # a random ticket and new weights differ from each other
 
 
@@ -43,15 +42,16 @@ _TICKET_SEED, _FRESH_SEED = 1, 2  # a random ticket and new weights differ from 
 class ArmSettings:
     """One row of the comparison: a pipeline and its precisions.
 
-    precision: of training, or of retraining where there is a search. search_precision: of the search; the same as
-    ``precision`` where it is left out. weights: what a ticket is retrained from, ``"inherit"`` (the weights it was
-    drawn with, the schedule goes on) or ``"reinit"`` (new random weights, the whole schedule).
+    precision: of training, or of retraining where there is a search; a recipe's name, or one that the comparison
+    defines. search_precision: of the search; the same as ``precision`` where it is left out. weights: what a ticket is
+    retrained from, ``"inherit"`` (the weights it was drawn with, the schedule goes on) or ``"reinit"`` (new random
+    weights, the whole schedule).
     """
 
     name: str
     pipeline: PipelineName
-    precision: PrecisionName = "fp32"
-    search_precision: PrecisionName | None = None
+    precision: str = "fp32"
+    search_precision: str | None = None
     weights: Literal["inherit", "reinit"] = "inherit"
 
     def __post_init__(self) -> None:
@@ -62,18 +62,15 @@ class ArmSettings:
             raise ValueError(
                 f"search_precision and weights are for early_bird and random_ticket, not {self.pipeline!r}"
             )
-        for name in (self.precision, self.search_precision):
-            if name is not None and name not in RECIPES:
-                raise ValueError(f"unknown precision {name!r}; one of {', '.join(RECIPES)}")
 
     @property
-    def search(self) -> PrecisionName:
+    def search(self) -> str:
         return self.search_precision or self.precision
 
 
 @dataclass(frozen=True)
 class LabSettings:
-    """What all arms of a comparison have in common."""
+    """What all arms of a comparison have in common; ``precisions`` are names beside those of the recipes."""
 
     task: TaskSettings
     model: ModelSettings
@@ -82,6 +79,7 @@ class LabSettings:
     device: str = "cpu"
     backend: str = "auto"
     threads: int = 1
+    precisions: Mapping[str, Precision] = field(default_factory=dict)
 
 
 class Lab(ABC):
@@ -112,7 +110,7 @@ class Lab(ABC):
 
         A stage that another pipeline has run already is not run again.
         """
-        recipe = named_precision(precision, backend=self.settings.backend)
+        recipe = named_precision(self.settings.precisions.get(precision, precision), backend=self.settings.backend)
         stage = self._stage(start, phase, recipe, sparsity, detect)
         if stage.key not in self.finished:
             self.finished[stage.key] = self._run(stage, start, recipe)

@@ -39,9 +39,26 @@ def derive_seed(*parts: int) -> int:
     return _signed(state)
 
 
-def draw_seeds(count: int) -> Tensor:
-    """``count`` int64 seeds from torch's default generator, so ``torch.manual_seed`` and checkpointing govern them."""
+def draw_seeds(count: int, *operands: Tensor) -> Tensor:
+    """``count`` int64 seeds from torch's default generator, so ``torch.manual_seed`` and checkpointing govern them.
+
+    A compiler may draw seeds anew in the backward pass, and take two draws for one; not if it is told for which two
+    ``operands`` they are.
+    """
+    if operands and torch.compiler.is_compiling():
+        seeds: Tensor = torch.ops.lowprec_eb.draw_seeds(*operands, count)
+        return seeds
     return torch.randint(-(2**63), 2**63 - 1, (count,), dtype=torch.int64)
+
+
+_library = torch.library.Library("lowprec_eb", "FRAGMENT")
+_library.define(
+    "draw_seeds(Tensor first, Tensor second, int count) -> Tensor", tags=[torch.Tag.nondeterministic_seeded]
+)
+_library.impl("draw_seeds", lambda first, second, count: draw_seeds(count), "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "lowprec_eb::draw_seeds", lambda first, second, count: torch.empty(count, dtype=torch.int64), lib=_library
+)
 
 
 def _xor_shift(z: Tensor, shift: int, scratch: Tensor) -> Tensor:

@@ -261,7 +261,7 @@ def test_dry_run_trains_nothing(tmp_path):
         (["--set", "training.epohcs=3"], "did you mean 'epochs'"),
         (["--set", "training.epochs=three"], "training.epochs"),
         (["--set", "training.epochs=3"], "must be below training.epochs"),
-        (["--set", "pipelines.0.precision=fp8"], "pipelines.0.precision"),
+        (["--set", "pipelines.0.precision=fp9"], "pipelines.0.precision"),
         (["--set", "profile=28nm"], "28nm"),
         (["--data", "cifar10"], "needs a data root (--data-root)"),
         (["--data", "cifar10", "--data-root", "/nowhere"], "/nowhere"),

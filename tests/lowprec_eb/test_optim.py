@@ -136,8 +136,43 @@ def test_expected_update_is_the_exact_one():
     assert moved == pytest.approx(0.001, abs=4 * (0.001 / 64 / 2000) ** 0.5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "keys"),
+    [
+        (torch.optim.Adam, {}, ("exp_avg", "exp_avg_sq")),
+        (torch.optim.AdamW, {}, ("exp_avg", "exp_avg_sq")),
+        (torch.optim.RMSprop, {"momentum": 0.9}, ("momentum_buffer", "square_avg")),
+    ],
+)
+def test_both_moments_of_an_adaptive_optimizer_are_on_their_grids(kind, options, keys):
+    model, formats = net(), (lp.BlockFloat(6, 0), lp.FP8_E4M3)
+    precision = Precision(momentum=formats[0], second_moment=lp.Rounded(formats[1], "stochastic"))
+    low = lp.LowPrecisionOptimizer(kind(model.parameters(), 0.1, **options), precision)
+    for seed in range(2):
+        step(model, low, seed)
+        state = low.state[model[0].weight]
+        for key, fmt in zip(keys, formats, strict=True):
+            assert torch.equal(lp.quantize(state[key], fmt), state[key]) and state[key].any()
+    assert not torch.equal(lp.quantize(model[0].weight.detach(), formats[0]), model[0].weight)  # no format for it
+
+
+def test_each_operand_has_its_own_rounding():
+    """By hand: 0.3 is 4.8 sixteenths."""
+    weight = nn.Parameter(torch.tensor([[1.0, 0.3]]))
+    precision = Precision(gradient=lp.FixedPoint(8, 4), master=lp.Rounded(lp.FixedPoint(8, 4), "toward_zero"))
+    low = lp.LowPrecisionOptimizer(torch.optim.SGD([weight], 0.0), precision)
+    assert (weight * 16).tolist() == [[16.0, 4.0]]
+    weight.grad = torch.tensor([[0.3, -0.3]])
+    low.step()
+    assert (weight.grad * 16).tolist() == [[5.0, -5.0]]
+
+
 def test_errors_say_what_to_do():
-    with pytest.raises(ValueError, match=r"rounds the momentum of torch\.optim\.SGD; Adam keeps other state"):
-        lp.LowPrecisionOptimizer(torch.optim.Adam(net().parameters()), "bfp8")
+    with pytest.raises(
+        ValueError, match=r"'bfp8' rounds the momentum of an optimizer, and Adagrad keeps none: use SGD"
+    ):
+        lp.LowPrecisionOptimizer(torch.optim.Adagrad(net().parameters()), "bfp8")
+    with pytest.raises(ValueError, match=r"rounds the second_moment .* SGD keeps none: use RMSprop, Adam, AdamW, or"):
+        lp.LowPrecisionOptimizer(sgd(net()), Precision(second_moment=BFP8))
     with pytest.raises(ValueError, match="of a plain optimizer"):
         lp.LowPrecisionOptimizer(sgd(net()), "bfp8").load_state_dict(sgd(net()).state_dict())

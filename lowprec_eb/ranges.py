@@ -1,0 +1,51 @@
+"""Running ranges: what training saw of an operand's values, for evaluation to use instead of the batch's own.
+
+Source: the quantizer of the dynamic-precision papers (Banner et al. 2018; Fu et al., FracTrain, NeurIPS 2020).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lowprec_eb.formats import Format, Int, is_affine
+from lowprec_eb.quantize.blocks import reduce_blocks
+
+_SMALLEST_SCALE = 2.0**-126
+
+
+def follow(ranges: dict[str, Tensor], key: str, x: Tensor, fmt: Format, momentum: float) -> None:
+    """Move the running range of ``key`` by ``1 - momentum`` towards that of ``x``; the first one is taken as it is."""
+    seen = _span_and_lowest(x.detach().float(), fmt)
+    known = ranges.get(key)
+    if known is None or known.shape != seen.shape:
+        ranges[key] = seen
+    else:
+        ranges[key] = known.to(seen.device) * momentum + seen * (1 - momentum)
+
+
+def running_scales(known: Tensor, fmt: Format, bits: Tensor | None) -> list[Tensor]:
+    """What a quantizer takes as given scales."""
+    span, lowest = known.unbind()
+    scale = (span / _levels(fmt, bits)).clamp_min(_SMALLEST_SCALE)
+    return [scale, lowest] if is_affine(fmt) else [scale]
+
+
+def _levels(fmt: Format, bits: Tensor | None) -> float | Tensor:
+    if not isinstance(fmt, Int):
+        return fmt.element.max
+    if bits is None:
+        return fmt.levels
+    return torch.exp2(bits - 1.0) - 1 if fmt.symmetric else torch.exp2(bits.float()) - 1
+
+
+def _span_and_lowest(x: Tensor, fmt: Format) -> Tensor:
+    """Of each block's finite values, in the first dimension: the width of their range and its lower end."""
+    assert fmt.blocks is not None
+    finite = x.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    if not is_affine(fmt):
+        largest = reduce_blocks(finite.abs(), fmt.blocks, lambda t, dims: t.amax(dims, keepdim=True))
+        return torch.stack([largest, torch.zeros_like(largest)])
+    lowest = reduce_blocks(finite, fmt.blocks, lambda t, dims: t.amin(dims, keepdim=True))
+    highest = reduce_blocks(finite, fmt.blocks, lambda t, dims: t.amax(dims, keepdim=True))
+    return torch.stack([highest - lowest, lowest])

@@ -1,0 +1,136 @@
+"""Rounds the operands of one product, forward and backward."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lowprec_eb import ranges
+from lowprec_eb.formats import Format
+from lowprec_eb.gemm import LEADING, rotated
+from lowprec_eb.precision import Rounded
+from lowprec_eb.quantize import draw_seeds, operator
+from lowprec_eb.quantize.blocks import spread
+from lowprec_eb.quantize.random_bits import random_words
+from lowprec_eb.scope import Scope
+
+# Whose seeds are drawn; the second activation of attention takes the weight's place. Two GEMMs that read one operand in
+# two formats share its random bits: each rounding is unbiased by itself.
+_SEEDED = ("activation", "weight", "output", "error")
+_ACCUMULATORS = ("output", "grad_input", "grad_weight")
+
+
+class Reading(NamedTuple):
+    """One tensor as one GEMM reads it."""
+
+    operand: str
+    named: str  # the GEMM under which the precision says how
+    gemm: str  # the GEMM itself; another one where both factors of a product are activations
+    axis: int | None  # that it sums over, and the number of parts of it that are summed apart
+    parts: int
+    slot: str  # tells two operands of a kind apart
+
+
+class Rounder:
+    """The rounding of one product's operands.
+
+    Seeds are drawn in the forward pass, so the stream of random numbers does not depend on the order in which autograd
+    runs the layers. In eval mode everything rounds to nearest, the error of a backward pass included.
+
+    Args:
+        call: of the scope's products in one forward pass, which this one is.
+        operands: the two factors.
+    """
+
+    def __init__(self, scope: Scope, training: bool, call: int, *operands: Tensor) -> None:
+        self.scope, self.training, self.call = scope, training, call
+        sizes = [size for size in scope.rotations.values() if size is not None]
+        slots = [*_SEEDED, *(_ACCUMULATORS if scope.readings["accumulator", None] is not None else ())]
+        needed = bool(sizes) or (training and scope.is_stochastic)
+        drawn = draw_seeds(len(slots) + (1 if sizes else 0), *operands) if needed else None
+        self.seeds = None if drawn is None or not training else drawn.unbind()
+        self.signs = None if drawn is None or not sizes else (random_words(max(sizes), drawn[-1:]) | 1).sign()
+
+    def follow(self, x: Tensor, reading: Reading) -> None:
+        """Let the running range of an operand, if it has one, see ``x``. Not part of rounding, so that it is traced."""
+        found = self.scope.readings[reading.operand, reading.named]
+        if self.training and found is not None and found.running is not None:
+            ranges.follow(self.scope.ranges, self._key(reading.slot, reading.named), x, found.fmt, found.running)
+
+    def _key(self, slot: str, gemm: str | None) -> str:
+        return f"{self.call}.{slot}.{gemm}"
+
+    def operand(self, x: Tensor, reading: Reading) -> Tensor:
+        """``x`` as a GEMM reads it."""
+        size = self.scope.rotations[reading.gemm]
+        if size is not None:
+            assert self.signs is not None
+            x = rotated(x, reading.axis, reading.parts, size, self.signs.to(x.device))
+        found = self.scope.readings[reading.operand, reading.named]
+        return self._rounded(x, found, reading.operand, (reading.slot, reading.named), reading.axis)
+
+    def result(self, x: Tensor, operand: str, slot: tuple[str, str | None]) -> Tensor:
+        """A result as it is written: the layer's output, or a product as it leaves the accumulator."""
+        return self._rounded(x, self.scope.readings[operand, None], operand, slot, -1)
+
+    def reads_alike(self, one: Reading, other: Reading) -> bool:
+        """Whether two GEMMs read the very same rounded tensor: then it is rounded once."""
+        first, second = (self.scope.readings[reading.operand, reading.named] for reading in (one, other))
+        if first != second or any(self.scope.rotations[reading.gemm] is not None for reading in (one, other)):
+            return False
+        return first is None or one.axis == other.axis or not self._follows_axis(first.fmt)
+
+    def _follows_axis(self, fmt: Format) -> bool:
+        return fmt.block_size is not None and self.scope.precision.block_axis == "reduction"
+
+    def _seed(self, slot: tuple[str, str | None]) -> Tensor | None:
+        if self.seeds is None:
+            return None
+        name, gemm = slot
+        if name == "accumulator":
+            return self.seeds[len(_SEEDED) + _ACCUMULATORS.index(str(gemm))]
+        return self.seeds[_SEEDED.index("weight" if name == "second activation" else name)]
+
+    def _rounded(
+        self, x: Tensor, reading: Rounded | None, operand: str, slot: tuple[str, str | None], axis: int | None
+    ) -> Tensor:
+        if reading is None:
+            return x
+        fmt, shape = reading.fmt, x.shape
+        if self._follows_axis(fmt):
+            x = x.reshape(-1, shape[-1]) if axis is LEADING else x
+            fmt = _along(fmt, 0 if axis is LEADING else axis)
+        rounding: Any = reading.rounding if self.training else "nearest"
+        seed = self._seed(slot) if rounding == "stochastic" else None
+        bits, backend = self.scope.bits.get(operand), self.scope.precision.backend
+        scales = self._running_scales(reading, self._key(*slot), x.device, bits)
+        # Straight to the operator: no gradient passes here, and a compiler cannot trace the checks of `quantize`.
+        if reading.prescale == 1:
+            return operator.rounded(x, fmt, rounding, seed, None, scales, bits, backend).view(shape)
+        scale = _spread_scale(x, fmt, scales, bits) / reading.prescale
+        return (operator.rounded(x / scale, fmt.element, rounding, seed, None, [], None, backend) * scale).view(shape)
+
+    def _running_scales(self, reading: Rounded, key: str, device: torch.device, bits: Tensor | None) -> list[Tensor]:
+        """What evaluation uses in place of the tensor's own range, if training saw any; training uses none."""
+        known = self.scope.ranges.get(key)
+        if self.training or reading.running is None or known is None:
+            return []
+        return ranges.running_scales(known.to(device), reading.fmt, bits)
+
+
+@lru_cache(maxsize=256)
+def _along(fmt: Format, axis: int) -> Format:
+    """``fmt`` with its blocks along another axis."""
+    along: Format = replace(fmt, block_axis=axis)  # type: ignore[type-var]
+    return along
+
+
+def _spread_scale(x: Tensor, fmt: Format, given: list[Tensor], bits: Tensor | None) -> Tensor:
+    """Each element's scale, found from its block or given."""
+    assert fmt.blocks is not None
+    scale = (given or operator.scales_of(x, repr(fmt), bits))[0].to(x.dtype)
+    return spread(scale, fmt.blocks, x.shape)
