@@ -249,7 +249,7 @@ def rotated(x: Tensor, axis: int | None, parts: int, size: int, signs: Tensor) -
     """
     moved = _rows(x).t() if axis is LEADING else x.movedim(axis, -1)
     run = math.gcd(size, moved.shape[-1] // parts)
-    runs = moved.reshape(*moved.shape[:-1], -1, run) * signs[:run].to(x.dtype)
+    runs = moved.reshape(*moved.shape[:-1], moved.shape[-1] // run, run) * signs[:run].to(x.dtype)
     mixed = (runs @ _hadamard(run, x)).reshape(moved.shape)
     return mixed.t().reshape(x.shape) if axis is LEADING else mixed.movedim(-1, axis)
 

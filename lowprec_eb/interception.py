@@ -55,6 +55,12 @@ class Interception(TorchFunctionMode):
             return HANDLERS[func](self, *args, **keywords)
 
     def product(self, first: Tensor, second: Tensor, bias: Tensor | None, products: Products) -> Tensor:
+        for operand, role in zip((first, second), products.roles, strict=True):
+            if role != "index" and (operand.layout != torch.strided or not operand.is_floating_point()):
+                raise NotImplementedError(
+                    f"layer {self.scope.name!r} multiplies a {operand.layout} tensor of {operand.dtype}: only dense "
+                    "floating-point operands have a low precision; leave the layer as it is by an override"
+                )
         rounder = Rounder(self.scope, self.training, self.calls, first, second)
         self.calls += 1
         return low_precision_product(first, second, bias, products, rounder)

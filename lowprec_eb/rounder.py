@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -82,10 +80,7 @@ class Rounder:
         first, second = (self.scope.readings[reading.operand, reading.named] for reading in (one, other))
         if first != second or any(self.scope.rotations[reading.gemm] is not None for reading in (one, other)):
             return False
-        return first is None or one.axis == other.axis or not self._follows_axis(first.fmt)
-
-    def _follows_axis(self, fmt: Format) -> bool:
-        return fmt.block_size is not None and self.scope.precision.block_axis == "reduction"
+        return first is None or one.axis == other.axis or self.scope.along(first.fmt, 0) is None
 
     def _seed(self, slot: tuple[str, str | None]) -> Tensor | None:
         if self.seeds is None:
@@ -100,19 +95,24 @@ class Rounder:
     ) -> Tensor:
         if reading is None:
             return x
-        fmt, shape = reading.fmt, x.shape
-        if self._follows_axis(fmt):
-            x = x.reshape(-1, shape[-1]) if axis is LEADING else x
-            fmt = _along(fmt, 0 if axis is LEADING else axis)
+        turned = self.scope.along(reading.fmt, 0 if axis is LEADING else axis)
+        if turned is not None and axis is LEADING and x.dim() != 2:
+            return self._values(x.reshape(-1, x.shape[-1]), reading, turned, operand, slot).view(x.shape)
+        return self._values(x, reading, turned or reading.fmt, operand, slot)
+
+    def _values(self, x: Tensor, reading: Rounded, fmt: Format, operand: str, slot: tuple[str, str | None]) -> Tensor:
         rounding: Any = reading.rounding if self.training else "nearest"
         seed = self._seed(slot) if rounding == "stochastic" else None
         bits, backend = self.scope.bits.get(operand), self.scope.precision.backend
         scales = self._running_scales(reading, self._key(*slot), x.device, bits)
         # Straight to the operator: no gradient passes here, and a compiler cannot trace the checks of `quantize`.
-        if reading.prescale == 1:
-            return operator.rounded(x, fmt, rounding, seed, None, scales, bits, backend).view(shape)
-        scale = _spread_scale(x, fmt, scales, bits) / reading.prescale
-        return (operator.rounded(x / scale, fmt.element, rounding, seed, None, [], None, backend) * scale).view(shape)
+        try:
+            if reading.prescale == 1:
+                return operator.rounded(x, fmt, rounding, seed, None, scales, bits, backend)
+            scale = _spread_scale(x, fmt, scales, bits) / reading.prescale
+            return operator.rounded(x / scale, fmt.element, rounding, seed, None, [], None, backend) * scale
+        except ValueError as error:
+            raise ValueError(f"layer {self.scope.name!r}, {operand}: {error}") from error
 
     def _running_scales(self, reading: Rounded, key: str, device: torch.device, bits: Tensor | None) -> list[Tensor]:
         """What evaluation uses in place of the tensor's own range, if training saw any; training uses none."""
@@ -120,13 +120,6 @@ class Rounder:
         if self.training or reading.running is None or known is None:
             return []
         return ranges.running_scales(known.to(device), reading.fmt, bits)
-
-
-@lru_cache(maxsize=256)
-def _along(fmt: Format, axis: int) -> Format:
-    """``fmt`` with its blocks along another axis."""
-    along: Format = replace(fmt, block_axis=axis)  # type: ignore[type-var]
-    return along
 
 
 def _spread_scale(x: Tensor, fmt: Format, given: list[Tensor], bits: Tensor | None) -> Tensor:

@@ -6,12 +6,13 @@ model's state_dict.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from lowprec_eb.formats import Format, at_bits
-from lowprec_eb.precision import Precision, Rounded
+from lowprec_eb.formats.base import MAX_DIMENSIONS
+from lowprec_eb.precision import Precision
 
 # How each operand is read, by (operand, GEMM); results have no GEMM.
 READINGS: tuple[tuple[str, str | None], ...] = (
@@ -26,6 +27,7 @@ READINGS: tuple[tuple[str, str | None], ...] = (
     ("normalization", None),
 )
 GEMMS = ("output", "grad_input", "grad_weight")
+_AXES = range(-2, MAX_DIMENSIONS)
 
 
 @dataclass
@@ -46,12 +48,16 @@ class Scope:
         self.readings = {key: self.precision.of(*key) for key in READINGS}
         self.rotations = {gemm: self.precision.rotation(gemm) for gemm in GEMMS}
         used = [reading for reading in self.readings.values() if reading is not None]
+        follows = self.precision.block_axis == "reduction"
+        turned = {reading.fmt for reading in used if follows and reading.fmt.block_size is not None}
+        self._along = {repr(fmt): {axis: _along(fmt, axis) for axis in _AXES} for fmt in turned}
         self.is_plain = not used
         self.is_stochastic = any(reading.rounding == "stochastic" for reading in used)
 
-    def reading(self, operand: str, gemm: str | None) -> Rounded | None:
-        """How ``gemm`` reads ``operand``; None: as it comes."""
-        return self.readings[operand, gemm]
+    def along(self, fmt: Format, axis: int) -> Format | None:
+        """``fmt`` with its blocks along the dimension that a GEMM sums over; None for formats that follow none."""
+        turned = self._along.get(repr(fmt))
+        return None if turned is None else turned[axis]
 
     def operand_format(self, gemm: str, operand: str) -> Format | None:
         """The format in which ``gemm`` reads ``operand`` now, bits that were set included; None is full precision."""
@@ -59,3 +65,8 @@ class Scope:
         if found is None:
             return None
         return at_bits(found.fmt, int(self.bits[operand])) if operand in self.bits else found.fmt
+
+
+def _along(fmt: Format, axis: int) -> Format:
+    along: Format = replace(fmt, block_axis=axis)  # type: ignore[type-var]
+    return along
