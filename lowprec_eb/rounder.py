@@ -102,7 +102,8 @@ class Rounder:
 
     def _values(self, x: Tensor, reading: Rounded, fmt: Format, operand: str, slot: tuple[str, str | None]) -> Tensor:
         rounding: Any = reading.rounding if self.training else "nearest"
-        seed = self._seed(slot) if rounding == "stochastic" else None
+        drawn = self._seed(slot) if rounding == "stochastic" else None
+        seed = None if drawn is None else drawn.to(x.device)
         bits, backend = self.scope.bits.get(operand), self.scope.precision.backend
         scales = self._running_scales(reading, self._key(*slot), x.device, bits)
         # Straight to the operator: no gradient passes here, and a compiler cannot trace the checks of `quantize`.

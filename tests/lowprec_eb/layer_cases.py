@@ -109,6 +109,6 @@ def results(model, x):
     model.zero_grad()
     x = x.detach().clone().requires_grad_(x.is_floating_point())
     y = model(x)
-    generator = torch.Generator().manual_seed(1)
-    y.backward(torch.randn(y.shape, generator=generator).to(y.dtype))
+    error = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    y.backward(error.to(y))
     return {"output": y.detach(), "input": x.grad} | {n: p.grad.clone() for n, p in model.named_parameters()}

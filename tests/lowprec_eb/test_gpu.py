@@ -5,11 +5,13 @@ import math
 
 import pytest
 import torch
+from layer_cases import build, results
 
 import lowprec_eb as lp
 from energy_models import measure
 from lowprec_eb.compare import run_arm
 from lowprec_eb.formats import NAMED
+from lowprec_eb.recipes import RECIPES
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,6 +29,20 @@ def test_quantizers_give_the_bits_of_the_cpu(name, rounding, dtype):
     assert torch.equal(on_gpu.cpu(), lp.quantize(x, name, rounding, seed=5))
     x = x.nan_to_num(posinf=1.0)  # some formats have no code for an infinity
     assert torch.equal(lp.encode(x.cuda(), name, rounding, seed=5)[0].cpu(), lp.encode(x, name, rounding, seed=5)[0])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("case", ["linear on tokens", "conv2d grouped", "conv_transpose2d", "attention", "einsum"])
+def test_lowered_layers_compute_what_they_compute_on_the_cpu(case, recipe):
+    model, x = build(case)
+    lp.lower(model, lp.precision(recipe, overrides=()))
+    torch.manual_seed(0)
+    expected = results(model, x)
+    torch.manual_seed(0)
+    found = results(model.cuda(), x.cuda())
+    for name, value in expected.items():  # a sum in another order may round an operand of the next GEMM otherwise
+        error = (found[name].cpu() - value).norm() / value.norm()
+        assert error < 0.02, f"{name}: {error}"
 
 
 class Silent:
