@@ -35,6 +35,7 @@ from lowprec_eb.precision_state import load_precision_state, precision_state, se
 from lowprec_eb.quantize import Quantizer, backend_for, decode, encode, quantize, quantize_
 from lowprec_eb.recipes import precision
 from lowprec_eb.tickets import EarlyBird, Ticket, channel_groups, compact, mask_distance
+from lowprec_eb.trace import QuantizationTrace, TracedOperand, trace_quantization
 
 __all__ = [
     "BF16",
@@ -63,10 +64,12 @@ __all__ = [
     "LoweringReport",
     "PerGemm",
     "Precision",
+    "QuantizationTrace",
     "Quantizer",
     "Rounded",
     "ScaledFloat",
     "Ticket",
+    "TracedOperand",
     "backend_for",
     "channel_groups",
     "compact",
@@ -81,4 +84,5 @@ __all__ = [
     "quantize_",
     "raise_",
     "set_bits",
+    "trace_quantization",
 ]

@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lowprec_eb import rounder
 from lowprec_eb.formats import Format
 from lowprec_eb.interception import Interception
-from lowprec_eb.quantize import quantize
+from lowprec_eb.quantize import operator, quantize
 from lowprec_eb.scope import Scope
 
 NORMALIZATIONS: tuple[type[nn.Module], ...] = (
@@ -99,6 +100,23 @@ def _round_result(module: LoweredModule, forward: Any, args: Any, kwargs: Any) -
         return result
     rounding: Any = reading.rounding if module.training else "nearest"
     backend = module.lowering.precision.backend
-    return quantize(
+    rounded = quantize(
         result, reading.fmt, rounding, gradient_format=reading.fmt, gradient_rounding=rounding, backend=backend
     )
+    if rounder.watchers:
+        _show(module.lowering, reading.fmt, rounding, result, rounded)
+    return rounded
+
+
+def _show(scope: Scope, fmt: Format, rounding: str, result: Tensor, rounded: Tensor) -> None:
+    """Tell those who watch of a normalisation's result and, in the backward pass, of the error."""
+
+    def show(operand: str, x: Tensor, rounded: Tensor) -> None:
+        inside = operator.in_range(x, repr(fmt), [], None)
+        rounder.show(rounder.Observation(scope, 0, operand, None, x, rounded, inside, fmt, rounding))
+
+    show("normalization", result.detach(), rounded.detach())
+    if rounded.requires_grad:
+        exact: list[Tensor] = []
+        rounded.register_hook(exact.append)
+        result.register_hook(lambda error: show("error", exact.pop(), error))

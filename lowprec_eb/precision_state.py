@@ -62,6 +62,8 @@ def set_bits(model: nn.Module, bits: Mapping[str, int]) -> None:
         for (name, _), reading in scope.readings.items():
             if name == operand and reading is not None:
                 at_bits(reading.fmt, number)  # raises
+                if reading.prescale != 1:
+                    raise ValueError(f"{operand} of layer {scope.name!r} has a prescale: its bits cannot be set")
     for scope, operand, number in chosen:
         if operand in scope.bits:
             scope.bits[operand].fill_(number)
@@ -73,6 +75,8 @@ def _rounding(model: nn.Module, operand: str) -> list[Scope]:
     def rounds(scope: Scope) -> bool:
         return any(name == operand and reading is not None for (name, _), reading in scope.readings.items())
 
+    if operand == "normalization":
+        raise ValueError("the bits of 'normalization' cannot be set, only those of what products read and write")
     found = [scope for _, scope in _scopes(model) if rounds(scope)]
     if not found:
         raise ValueError(f"no layer of {type(model).__name__} rounds {operand!r}: nothing to give other bits to")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lowprec_eb import ranges
-from lowprec_eb.formats import Format
+from lowprec_eb.formats import Format, at_bits
 from lowprec_eb.gemm import LEADING, rotated
-from lowprec_eb.precision import Rounded
+from lowprec_eb.precision import READERS, Rounded
 from lowprec_eb.quantize import draw_seeds, operator
 from lowprec_eb.quantize.blocks import spread
 from lowprec_eb.quantize.random_bits import random_words
@@ -31,6 +33,38 @@ class Reading(NamedTuple):
     axis: int | None  # that it sums over, and the number of parts of it that are summed apart
     parts: int
     slot: str  # tells two operands of a kind apart
+
+
+class Observation(NamedTuple):
+    """One tensor that was rounded, for whoever watches."""
+
+    scope: Scope
+    product: int  # which of the scope's products in one forward pass
+    operand: str
+    gemm: str | None  # None: all that read the operand, or it is read by none
+    x: Tensor  # as it is rounded: rotated where its GEMM rotates
+    rounded: Tensor
+    inside: Tensor  # which elements lie within the range of their block
+    fmt: Format
+    rounding: str
+
+
+watchers: list[Callable[[Observation], None]] = []  # global: on a GPU the backward pass runs in a thread of its own
+
+
+@contextmanager
+def watching(watcher: Callable[[Observation], None]) -> Iterator[None]:
+    """Show ``watcher`` every tensor that is rounded while this is entered, by whatever model."""
+    watchers.append(watcher)
+    try:
+        yield
+    finally:
+        watchers.remove(watcher)
+
+
+def show(observation: Observation) -> None:
+    for watcher in watchers:
+        watcher(observation)
 
 
 class Rounder:
@@ -82,6 +116,13 @@ class Rounder:
             return False
         return first is None or one.axis == other.axis or self.scope.along(first.fmt, 0) is None
 
+    def _is_read_once(self, operand: str) -> bool:
+        """Whether all GEMMs that read an operand read the same rounded tensor."""
+        one, *others = (self.scope.readings[operand, gemm] for gemm in READERS.get(operand, (None,)))
+        rotates = any(size is not None for size in self.scope.rotations.values())
+        alike = operand in READERS and not rotates and all(other == one for other in others)
+        return alike and one is not None and self.scope.along(one.fmt, 0) is None
+
     def _seed(self, slot: tuple[str, str | None]) -> Tensor | None:
         if self.seeds is None:
             return None
@@ -108,12 +149,20 @@ class Rounder:
         scales = self._running_scales(reading, self._key(*slot), x.device, bits)
         # Straight to the operator: no gradient passes here, and a compiler cannot trace the checks of `quantize`.
         try:
-            if reading.prescale == 1:
-                return operator.rounded(x, fmt, rounding, seed, None, scales, bits, backend)
-            scale = _spread_scale(x, fmt, scales, bits) / reading.prescale
-            return operator.rounded(x / scale, fmt.element, rounding, seed, None, [], None, backend) * scale
+            divisor = None if reading.prescale == 1 else _spread_scale(x, fmt, scales, bits) / reading.prescale
+            wide, grid = (x, fmt) if divisor is None else (x / divisor, fmt.element)
+            scales, bits = (scales, bits) if divisor is None else ([], None)
+            found = operator.rounded(wide, grid, rounding, seed, None, scales, bits, backend)
         except ValueError as error:
             raise ValueError(f"layer {self.scope.name!r}, {operand}: {error}") from error
+        result = found if divisor is None else found * divisor
+        if watchers:
+            inside = operator.in_range(wide, repr(grid), scales, bits)
+            shown = reading.fmt if bits is None else at_bits(reading.fmt, int(bits))
+            name = f"second {operand}" if slot[0].startswith("second") else operand
+            gemm = None if self._is_read_once(operand) else slot[1]
+            show(Observation(self.scope, self.call, name, gemm, x, result, inside, shown, rounding))
+        return result
 
     def _running_scales(self, reading: Rounded, key: str, device: torch.device, bits: Tensor | None) -> list[Tensor]:
         """What evaluation uses in place of the tensor's own range, if training saw any; training uses none."""
