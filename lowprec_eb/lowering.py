@@ -61,7 +61,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class LoweringReport:
-    """What :func:`lower` did: every module with parameters of its own is in exactly one of the first two lists.
+    """What :func:`lower` did: every module with parameters of its own is in exactly one of the lists.
 
     functional: modules whose own calls of torch's products (``F.linear``, ``torch.matmul``, ...) are lowered too.
     """
@@ -157,7 +157,8 @@ def _lower(model: nn.Module, recipe: Precision, also: tuple[type[nn.Module], ...
         elif isinstance(module, NORMALIZATIONS) and chosen.normalization is not None:
             reasons.pop(name, None)
             lowered.append(_scoped(module, entry))
-        elif functional and name not in reasons and not _is_torchs_own(module):
+        elif functional and not _is_torchs_own(module) and _may_call_products(module, reasons.get(name)):
+            reasons.pop(name, None)
             calls.append(_scoped(module, entry))
         elif isinstance(module, (*_FAST_PATHS, ParametrizationList)) or (functional and name in reasons):
             _scoped(module, Lowered(name, type(module).__name__, _FULL))
@@ -186,6 +187,11 @@ def _multiplies(module: nn.Module, also: tuple[type[nn.Module], ...]) -> bool:
     if isinstance(module, (ParametrizationList, nn.ParameterList, nn.ParameterDict)) or next(module.children(), None):
         return False
     return any(p.dim() >= 2 for p in module.parameters(recurse=False))
+
+
+def _may_call_products(module: nn.Module, reason: Skipped | None) -> bool:
+    """Whether its forward may multiply by calls of its own, whatever parameters it has besides."""
+    return reason is None or not (reason.multiplies or isinstance(module, NORMALIZATIONS))
 
 
 def _is_torchs_own(module: nn.Module) -> bool:
