@@ -28,10 +28,14 @@ unit: $(VENV)/installed-dev
 test-interop: $(VENV)-interop/installed
 	$(VENV)-interop/bin/python -m pytest -m interop tests/interop
 
-$(VENV)-interop/installed: pyproject.toml constraints.txt
+INTEROP_PIP := $(VENV)-interop/bin/python -m pip --disable-pip-version-check install --quiet \
+	--constraint constraints.txt --constraint constraints-interop.txt
+INTEROP_MODELS := transformers timm torchvision torch-geometric
+
+$(VENV)-interop/installed: pyproject.toml constraints.txt constraints-interop.txt
 	$(PYTHON) -m venv $(VENV)-interop
-	$(VENV)-interop/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt torch
-	$(VENV)-interop/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt --editable .[dev] 'triton>=3.6,<3.8'
+	$(INTEROP_PIP) torch
+	$(INTEROP_PIP) --editable .[dev] triton $(INTEROP_MODELS)
 	touch $@
 
 format: $(VENV)/installed-dev

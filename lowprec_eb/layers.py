@@ -69,7 +69,10 @@ def _make(plain: type[nn.Module]) -> type[LoweredModule]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return run(self, plain.forward, args, kwargs)
 
-    return type(f"Lowered{plain.__name__}", (LoweredModule, plain), {"forward": forward, "__doc__": plain.__doc__})
+    # Other libraries look classes up by name. torch's module is not taken over: its compiler trusts what is in there.
+    names = {"__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
+    names["__module__"] = __name__ if plain.__module__.startswith("torch.") else plain.__module__
+    return type(plain.__name__, (LoweredModule, plain), {"forward": forward, **names})
 
 
 def plain_class(lowered: type[nn.Module]) -> type[nn.Module]:

@@ -82,7 +82,7 @@ def test_names_attributes_and_state_are_those_of_the_plain_model():
     for one, other in zip(lowered.modules(), plain.modules(), strict=True):
         assert isinstance(one, type(other)) and vars(one).keys() - vars(other).keys() <= {"lowering"}
     assert (lowered.scale, lowered.grouped.groups, lowered.head.in_features) == (0.5, 2, 8)
-    assert repr(lowered.head) == "LoweredLinear(in_features=8, out_features=5, bias=True, bfp8)"
+    assert repr(lowered.head) == "Linear(in_features=8, out_features=5, bias=True, bfp8)"
     with torch.no_grad():
         lowered.head.weight += 1
     plain.load_state_dict(lowered.state_dict(), strict=True)

@@ -191,3 +191,34 @@ def test_overrides_by_name():
 def test_errors_say_what_to_do(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+class OwnerThatMultiplies(nn.Module):
+    """Attention with a parameter of its own, as layer scale or a position table is."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.qkv, self.scale = nn.Linear(8, 24), nn.Parameter(torch.ones(shape))
+
+    def forward(self, x):
+        return F.scaled_dot_product_attention(*self.qkv(x).chunk(3, -1)) * self.scale
+
+
+@pytest.mark.parametrize("shape", [(8,), (1, 8)])
+def test_functional_lowers_what_a_module_with_parameters_of_its_own_multiplies(shape):
+    model, x = nn.Sequential(OwnerThatMultiplies(*shape)), torch.randn(2, 4, 8)
+    fmt = lp.FixedPoint(4, 2)
+    lp.lower(model, Precision(activation=fmt))
+    linear_alone = model(x)
+    with pytest.raises(ValueError, match="functional=True"):
+        lp.lower(model, Precision(activation=fmt), strict=True, example_inputs=x)
+    report = lp.lower(model, Precision(activation=fmt), functional=True, strict=True, example_inputs=x)
+    assert [item.name for item in report.functional] == ["0"] and report.skipped == ()
+    assert not torch.equal(model(x), linear_alone)
+
+
+def test_a_lowered_class_goes_by_the_plain_one_s_name():
+    model = nn.Sequential(OwnerThatMultiplies(8))
+    plain = str(type(model[0]))
+    lp.lower(model, "fp8", functional=True)
+    assert str(type(model[0])) == plain and type(model[0].qkv).__name__ == "Linear"
