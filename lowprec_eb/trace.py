@@ -11,12 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from rich import box
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -25,6 +22,9 @@ from lowprec_eb.formats import Format, format_name
 from lowprec_eb.layers import LoweredModule
 from lowprec_eb.rounder import Observation, watching
 from lowprec_eb.scope import Scope
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 OPERANDS = (
     *("activation", "second activation", "weight", "second weight"),
@@ -109,6 +109,10 @@ class QuantizationTrace:
         """The rows for a terminal of 120 columns: the worst signal-to-noise ratio first, or by layer."""
         if order not in ("worst", "layer"):
             raise ValueError(f"order must be 'worst' or 'layer', got {order!r}")
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
         chosen = self.worst(count) if order == "worst" else self.operands[:count]
         shown = {"saturated": True, "underflow": True}
         shown["overflow"] = any(item.overflow_rate for item in self.operands)
