@@ -19,7 +19,7 @@ READERS: dict[str, tuple[str, ...]] = {  # the GEMMs that read an operand
     "error": ("grad_input", "grad_weight"),
 }
 LAYER_OPERANDS: tuple[str, ...] = ("output", "normalization", "accumulator")
-OPTIMIZER_OPERANDS: tuple[str, ...] = ("gradient", "momentum", "second_moment", "master")
+OPTIMIZER_OPERANDS: tuple[str, ...] = ("gradient", "update", "momentum", "second_moment", "master")
 OPERANDS: tuple[str, ...] = (*READERS, *LAYER_OPERANDS, *OPTIMIZER_OPERANDS)
 BLOCK_AXES: tuple[str, ...] = ("reduction", "format")
 HADAMARD_SIZES: tuple[int, ...] = tuple(2**n for n in range(1, 11))
@@ -117,8 +117,8 @@ class Precision:
         output: a layer's result, as it is written.
         normalization: the result of normalisation layers, and the error with respect to it.
         accumulator: the result of each GEMM as it leaves the accumulator, before the bias.
-        gradient: the optimizer's, before the step. momentum, second_moment, master (the copy of the weights that
-            training keeps): after it.
+        gradient: the optimizer's, before the step. update: what the step adds to a weight. momentum, second_moment,
+            master (the copy of the weights that training keeps): after it.
         rounding: in training, of every operand that names none. Evaluation always rounds to nearest, as inference
             hardware would.
         hadamard: both operands of a GEMM are rotated by a Hadamard matrix of that size with random signs, along the
@@ -144,6 +144,7 @@ class Precision:
     normalization: Format | Rounded | None = None
     accumulator: Format | Rounded | None = None
     gradient: Format | Rounded | None = None
+    update: Format | Rounded | None = None
     momentum: Format | Rounded | None = None
     second_moment: Format | Rounded | None = None
     master: Format | Rounded | None = None
@@ -229,7 +230,7 @@ class Precision:
         return None if rounded is None else rounded.fmt
 
     def parameter_rounded(self, operand: str, dims: int) -> Rounded | None:
-        """How the optimizer rounds gradient, momentum, second_moment or master of a parameter with ``dims`` dimensions.
+        """How the optimizer rounds gradient, update, momentum, second_moment or master of a parameter of ``dims`` axes.
 
         Raises:
             ValueError: ``operand`` is none of these.

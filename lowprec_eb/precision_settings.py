@@ -114,6 +114,7 @@ class PrecisionSettings:
     normalization: _Operand = _AS_BASE
     accumulator: _Operand = _AS_BASE
     gradient: _Operand = _AS_BASE
+    update: _Operand = _AS_BASE
     momentum: _Operand = _AS_BASE
     second_moment: _Operand = _AS_BASE
     master: _Operand = _AS_BASE
