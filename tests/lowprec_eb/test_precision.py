@@ -263,7 +263,7 @@ TWO_LEVELS = lp.ScaledFloat(lp.FP4_E2M1, scale=lp.FP8_E4M3, tensor_scale=True)
         (lambda: Precision().of("wieght", "output"), "operand must be one of .*did you mean 'weight'"),
         (lambda: Precision().rotation("grad_inptu"), "gemm must be one of .*did you mean 'grad_input'"),
         (lambda: Precision().operand_format("a", "output", "momentum"), "a GEMM reads weight, activation or error"),
-        (lambda: Precision().parameter_format("weight", 2), "operand must be one of gradient, momentum"),
+        (lambda: Precision().parameter_format("weight", 2), "operand must be one of gradient, update, momentum"),
         (lambda: lp.precision("bpf8"), "unknown precision 'bpf8'; did you mean 'bfp8'"),
         (lambda: lp.precision("zzz"), "unknown precision 'zzz'; recipes are fp32, bf16"),
         (lambda: lp.precision("bfp8", wieght=None), "field must be one of .*did you mean 'weight'"),
