@@ -73,10 +73,15 @@ def _affine(x: Tensor, fmt: Int, blocks: Blocks) -> Scales:
     finite = x.isfinite()
     low = reduce_blocks(torch.where(finite, x, torch.inf), blocks, lambda t, dims: t.amin(dims, keepdim=True))
     high = reduce_blocks(torch.where(finite, x, -torch.inf), blocks, lambda t, dims: t.amax(dims, keepdim=True))
-    empty = low > high  # no finite value
+    return affine_scales(low, high, fmt)
+
+
+def affine_scales(low: Tensor, high: Tensor, fmt: Int) -> Scales:
+    """(scale, zero point) of blocks whose finite values lie between ``low`` and ``high``; none do if low > high."""
+    empty = low > high
     if fmt.zero_point == "minimum":
         low, high = torch.where(empty, 0.0, low), torch.where(empty, 0.0, high)
-        low = low.to(torch.float32).to(x.dtype) + 0.0
+        low = low.to(torch.float32).to(low.dtype) + 0.0
         return _spanning(low, high, fmt.levels), low
     low, high = torch.where(empty, 0.0, low).clamp(max=0.0), torch.where(empty, 0.0, high).clamp(min=0.0)
     scale = _spanning(low, high, fmt.levels)

@@ -44,11 +44,31 @@ def random_words(code: Code, seed: Value, index: Value) -> Value:
     """Words of the elements from an even ``index`` on: each SplitMix64 output is those of two."""
     pairs = LANES // 2
     ahead = [(1 + pair) * _GAMMA & _MASK64 for pair in range(pairs)]
-    z = code.constant(vector(I64, pairs), ahead) + (seed + (index >> 1) * _GAMMA)
+    z = _mixed(code.constant(vector(I64, pairs), ahead) + (seed + (index >> 1) * _GAMMA))
+    return code.value(code.builder.bitcast(z.ir, vector(I32)))
+
+
+def _mixed(z: Value) -> Value:
     z = (z ^ (z >> 30)) * _MIX_1
     z = (z ^ (z >> 27)) * _MIX_2
-    z = z ^ (z >> 31)
-    return code.value(code.builder.bitcast(z.ir, vector(I32)))
+    return z ^ (z >> 31)
+
+
+def scattered_words(code: Code, seed: Value, index: Value, step: Value) -> Value:
+    """Words of the elements ``index``, ``index + step``, ...: each is one half of an output of its own."""
+    indices = _lane_numbers(code) * step + index
+    outputs = _mixed(((indices >> 1) + 1) * _GAMMA + seed)
+    return (outputs >> ((indices & 1) << 5)).to("trunc", I32)
+
+
+def paired_words(code: Code, seed: Value, index: Value, step: Value) -> tuple[Value, Value]:
+    """The same of an even index and step, and the words of the elements that follow each."""
+    outputs = _mixed(_lane_numbers(code) * ((step >> 1) * _GAMMA) + (seed + ((index >> 1) + 1) * _GAMMA))
+    return outputs.to("trunc", I32), (outputs >> 32).to("trunc", I32)
+
+
+def _lane_numbers(code: Code) -> Value:
+    return code.constant(vector(I64), list(range(LANES)))
 
 
 # ---- scales ------------------------------------------------------------------------------------------------------

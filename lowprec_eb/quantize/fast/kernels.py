@@ -18,13 +18,15 @@ from lowprec_eb.quantize.fast.arithmetic import (
     Job,
     Scale,
     clamped,
+    paired_words,
     power_of_two,
     random_words,
     real_scale,
+    scattered_words,
     unscaled,
 )
 from lowprec_eb.quantize.fast.lanes import F32, I32, I64, Code, Value, vector
-from lowprec_eb.quantize.fast.loops import Elements, Window, groups, segments, stripe_rows, windows
+from lowprec_eb.quantize.fast.loops import Elements, LogicalRows, Window, groups, segments, stripe_rows, windows
 
 # ---- scales ------------------------------------------------------------------------------------------------------
 
@@ -101,7 +103,7 @@ def _apply_rule(job: Job, first: Value, last: Value) -> None:
 class _Rounder:
     """Rounds segments of elements whose scales are known: every element is loaded, rounded and stored here."""
 
-    def __init__(self, job: Job, family: str, scaling: str, rounding: str, dtype: str, nan: str) -> None:
+    def __init__(self, job: Job, family: str, scaling: str, rounding: str, dtype: str, nan: str, order: str) -> None:
         self.job, self.code, self.elements = job, job.code, Elements(job, dtype)
         self._round = FAMILIES[family](job, rounding, scaling != "real")
         self._scaling, self._stochastic = scaling, rounding == "stochastic"
@@ -110,15 +112,39 @@ class _Rounder:
         self._seed, self._offset = job.integer(slots.SEED), job.integer(slots.OFFSET)
         self._seen = self.code.variable(self.code.constant(vector(I32), 0))  # largest magnitude: above infinity is NaN
         self._refuses_nan = nan == "error"
+        self._permuted = order == "permuted"
 
     def segment(self, first: Value, last: Value, scale_of: Callable[[Window], Scale]) -> None:
+        if self._permuted:
+            self._permuted_segment(first, last, scale_of)
+            return
         start = first - ((self._offset + first) & 1) if self._stochastic else None  # a pair shares a random number
         for window in windows(self.code, first, last, start):
-            x = self.elements.load(window)
-            if self._refuses_nan:
-                self._seen.set(self._seen.get().math("umax", x.bits & ABSOLUTE))
             word = random_words(self.code, self._seed, self._offset + window.at) if self._stochastic else None
-            self.elements.store(window, self._round(x, scale_of(window), word))
+            self._round_window(window, scale_of, word)
+
+    def _permuted_segment(self, first: Value, last: Value, scale_of: Callable[[Window], Scale]) -> None:
+        rows, code = LogicalRows(self.job, first, last, self._offset), self.code
+        row, step = self.job.integer(slots.ROW), self.job.integer(slots.STEP)
+        with code.while_(rows.left), code.when_else(rows.is_pair()) as (pair, single):
+            with pair:
+                begin, end, index = rows.next()
+                rows.next()
+                for window in windows(code, begin, end):
+                    even, odd = paired_words(code, self._seed, index + (window.at - begin) * step, step)
+                    self._round_window(window, scale_of, even)
+                    self._round_window(window.behind(row), scale_of, odd)
+            with single:
+                begin, end, index = rows.next()
+                for window in windows(code, begin, end):
+                    word = scattered_words(code, self._seed, index + (window.at - begin) * step, step)
+                    self._round_window(window, scale_of, word)
+
+    def _round_window(self, window: Window, scale_of: Callable[[Window], Scale], word: Value | None) -> None:
+        x = self.elements.load(window)
+        if self._refuses_nan:
+            self._seen.set(self._seen.get().math("umax", x.bits & ABSOLUTE))
+        self.elements.store(window, self._round(x, scale_of(window), word))
 
     def of_one_scale(self, first: Value, last: Value, number: Value, layout: Value) -> None:
         scale = self.code.choose(
@@ -150,9 +176,9 @@ class _Rounder:
             self.job.write(slots.NAN_SEEN, self.code.constant(I64, 1))
 
 
-def _round(job: Job, first: Value, last: Value, family: str, scaling: str, rounding: str, dtype: str, nan: str) -> None:
+def _round(job: Job, first: Value, last: Value, family: str, scaling: str, *how: str) -> None:
     """Round elements ``first`` to ``last``; of a layout in runs, rows, whose scales are found on the way."""
-    rounder = _Rounder(job, family, scaling, rounding, dtype, nan)
+    rounder = _Rounder(job, family, scaling, *how)
     if scaling == "unscaled":
         rounder.segment(first, last, lambda _: unscaled())
     else:
@@ -205,12 +231,32 @@ def _find_scales(job: Job, first: Value, last: Value, dtype: str) -> None:
     _apply_rule(job, first, count)
 
 
+def _find_bounds(job: Job, first: Value, last: Value, dtype: str) -> None:
+    """Smallest and largest finite number of each run, at the addresses of scales and zero points."""
+    code, elements = job.code, Elements(job, dtype)
+    for start, end, number in segments(job, first, last):
+        low = code.variable(code.constant(vector(F32), float("inf")))
+        high = code.variable(code.constant(vector(F32), float("-inf")))
+        for window in windows(code, start, end):
+            x = elements.load_or_nan(window)
+            finite = (x.bits & ABSOLUTE) < INFINITY
+            low.set(low.get().math("minnum", code.pick(finite, x, float("inf"))))
+            high.set(high.get().math("maxnum", code.pick(finite, x, float("-inf"))))
+        code.store(low.get().reduced("fmin"), job.integer(slots.SCALES) + number * 4)
+        code.store(high.get().reduced("fmax"), job.integer(slots.ZEROS) + number * 4)
+
+
 def _measure(job: Job, first: Value, last: Value, dtype: str) -> None:
     """Largest finite magnitude of consecutive elements, as a float32 at the address of the scales."""
     job.code.store(_measured(Elements(job, dtype), job.code, first, last), job.integer(slots.SCALES))
 
 
-_OTHERS: dict[str, Callable[..., None]] = {"find_scales": _find_scales, "measure": _measure, "apply_rule": _apply_rule}
+_OTHERS: dict[str, Callable[..., None]] = {
+    "find_scales": _find_scales,
+    "find_bounds": _find_bounds,
+    "measure": _measure,
+    "apply_rule": _apply_rule,
+}
 
 
 def build(name: str, symbol: str) -> str:

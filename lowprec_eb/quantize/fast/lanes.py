@@ -101,7 +101,11 @@ class Value:
 
     def largest_lane(self) -> Value:
         """Of bit patterns."""
-        return self.code.call("llvm.vector.reduce.umax", I32, [self.ir], [self.ir.type])
+        return self.reduced("umax")
+
+    def reduced(self, name: str) -> Value:
+        """All lanes by LLVM's ``umax``, ``fmin``, ``fmax``."""
+        return self.code.call(f"llvm.vector.reduce.{name}", self.element, [self.ir], [self.ir.type])
 
 
 class Variable:

@@ -14,6 +14,7 @@ from lowprec_eb.quantize.fast import slots
 from lowprec_eb.quantize.fast.arithmetic import Job
 from lowprec_eb.quantize.fast.lanes import F32, I16, I32, I64, LANES, Code, Value, bytes_of, vector
 
+_NAN = {"bfloat16": 0x7FC0, "float16": 0x7E00}
 _CACHED = 4096  # elements that are measured before they are rounded
 
 # ---- windows -----------------------------------------------------------------------------------------------------
@@ -24,6 +25,10 @@ class Window:
 
     def __init__(self, at: Value, lanes: Value | None = None) -> None:
         self.at, self._lanes = at, lanes
+
+    def behind(self, elements: Value) -> Window:
+        """The window so many elements further on."""
+        return Window(self.at + elements, self._lanes)
 
     def load(self, kind: Any, address: Value, otherwise: Any = 0) -> Value:
         """From ``address``, where index 0 lies."""
@@ -80,10 +85,19 @@ class Elements:
     def load(self, window: Window) -> Value:
         if self._dtype == "float32":
             return window.load(F32, self._source, 0.0)
-        pattern = window.load(I16, self._source)
+        return self._widened(window.load(I16, self._source))
+
+    def _widened(self, pattern: Value) -> Value:
         if self._dtype == "bfloat16":
             return (pattern.to("zext", I32) << 16).as_float
         return pattern.to("bitcast", ir.HalfType()).to("fpext", F32)
+
+    def load_or_nan(self, window: Window) -> Value:
+        """NaN in lanes that do not exist."""
+        if self._dtype == "float32":
+            return window.load(F32, self._source, float("nan"))
+        pattern = window.load(I16, self._source, _NAN[self._dtype])
+        return self._widened(pattern)
 
     def store(self, window: Window, value: Value) -> None:
         if self._dtype == "bfloat16":
@@ -111,7 +125,7 @@ def segments(job: Job, first: Value, last: Value) -> Iterator[tuple[Value, Value
     row = pick(runs, length, pick(slices, inner, stop - start))
     size = pick(runs, job.integer(slots.SIZE), row)
     scales = pick(slices, length, stop)
-    rows_before = start // pick(slices, inner, 1)
+    rows_before = start // pick(slices, inner, stop)
     position = code.variable(start)
     row_end = code.variable(pick(slices, (rows_before + 1) * inner, start + row))
     number = code.variable(pick(runs, first * job.integer(slots.BLOCKS), rows_before % scales))
@@ -152,3 +166,55 @@ def stripe_rows(job: Job, first: Value, last: Value) -> Iterator[tuple[Value, Va
         block = row // length * job.integer(slots.BLOCKS) + row % length // job.integer(slots.SIZE)
         yield start, end, block * inner + (start - row * inner)
         position.set(end)
+
+
+class LogicalRows:
+    """A walk over the rows of a tensor that lies in an order of its own: where each begins, and its logical index.
+
+    Two rows are a pair if each element of the first has a neighbour in the second that shares its random number.
+    """
+
+    def __init__(self, job: Job, first: Value, last: Value, offset: Value) -> None:
+        self.code, self._last, self._row = job.code, last, job.integer(slots.ROW)
+        self._counts = [job.integer(slots.COUNT_1), job.integer(slots.COUNT_2)]
+        self._strides = [job.integer(slot) for slot in (slots.STRIDE_1, slots.STRIDE_2, slots.STRIDE_3)]
+        self._step = job.integer(slots.STEP)
+        self._pairs = job.integer(slots.PAIRS).equals(1) & (offset & 1).equals(0)
+        whole = first // self._row
+        turns = [whole % self._counts[0], whole // self._counts[0] % self._counts[1]]
+        turns.append(whole // self._counts[0] // self._counts[1])
+        moved = [turn * stride for turn, stride in zip(turns, self._strides, strict=True)]
+        self._position, self._begin = self.code.variable(first), self.code.variable(whole * self._row)
+        self._turns = [self.code.variable(turns[0]), self.code.variable(turns[1])]
+        self._index = self.code.variable(offset + moved[0] + moved[1] + moved[2])
+
+    def left(self) -> Value:
+        return self._position.get() < self._last
+
+    def is_pair(self) -> Value:
+        """Whether a pair of whole rows comes next."""
+        begin, even = self._begin.get(), (self._index.get() & 1).equals(0)
+        whole = self._position.get().equals(begin) & (begin + self._row * 2 <= self._last)
+        return self._pairs & even & whole
+
+    def next(self) -> tuple[Value, Value, Value]:
+        """What is left of a row: position, end, logical index; the walk goes on behind it."""
+        position, begin, index = self._position.get(), self._begin.get(), self._index.get()
+        after = begin + self._row
+        end = _smaller(after, self._last)
+        self._position.set(end)
+        self._begin.set(after)
+        self._turn()
+        return position, end, index + (position - begin) * self._step
+
+    def _turn(self) -> None:
+        pick, (first, second), (row, turn, last) = self.code.pick, self._counts, self._strides
+        following = self._turns[0].get() + 1
+        wraps = following.equals(first)
+        self._turns[0].set(pick(wraps, 0, following))
+        following = self._turns[1].get() + 1
+        wraps_too = wraps & following.equals(second)
+        self._turns[1].set(pick(wraps_too, 0, pick(wraps, following, self._turns[1].get())))
+        back = row * (first - 1)
+        moved = pick(wraps_too, last - back - turn * (second - 1), pick(wraps, turn - back, row))
+        self._index.set(self._index.get() + moved)

@@ -11,6 +11,7 @@ import torch
 
 from lowprec_eb.formats import MX, BlockFloat, Blocks, FixedPoint, Float, Format, Int, ScaledFloat, is_affine
 from lowprec_eb.quantize.fast import slots
+from lowprec_eb.quantize.fast.order import rows_of
 
 _INFINITY, _NAN = 0x7F800000, 0x7FC00000
 _MODES = {
@@ -37,12 +38,14 @@ class Plan:
     refuses_nan: bool
     takes_one_scale: bool  # a given number is the scale as it is
     scales_first: bool  # an affine format's scales are found before the kernel, and a two-level one's tensor scale
+    order: tuple[int, ...] | None  # the tensor's dimensions as they lie in memory; None: it is contiguous
 
     @cached_property
     def compiled(self) -> str:
         """Name of the kernel that rounds."""
         nan = "error" if self.refuses_nan else "keep"
-        return "-".join((self.kernel, self.scaling, self.rounding, self.dtype, nan))
+        order = "permuted" if self.order is not None and self.rounding == "stochastic" else "plain"
+        return "-".join((self.kernel, self.scaling, self.rounding, self.dtype, nan, order))
 
 
 @dataclass(frozen=True)
@@ -75,15 +78,20 @@ def _obstacle(fmt: Format) -> str | None:
 
 
 @lru_cache(maxsize=4096)
-def plan(fmt: Format, rounding: str, shape: tuple[int, ...], dtype: torch.dtype) -> Plan | str:
-    """The plan of a call on a contiguous tensor; a text says why the kernels cannot do it.
+def plan(
+    fmt: Format, rounding: str, shape: tuple[int, ...], dtype: torch.dtype, order: tuple[int, ...] | None = None
+) -> Plan | str:
+    """The plan of a call on a tensor that lies in ``order``; a text says why the kernels cannot do it.
 
     Raises:
         ValueError: the tensor lacks a dimension of the format's blocks.
     """
     if dtype not in DTYPES:
         return f"it rounds float32, bfloat16 and float16, not {dtype}"
-    place = geometry(fmt.blocks, shape)
+    if order is None:
+        place = geometry(fmt.blocks, shape)
+    else:
+        place = geometry(_moved(fmt.blocks, shape, order), tuple(shape[d] for d in order))
     if place is None:
         return "its blocks span dimensions that do not lie side by side"
     if reason := _obstacle(fmt):
@@ -94,11 +102,36 @@ def plan(fmt: Format, rounding: str, shape: tuple[int, ...], dtype: torch.dtype)
     lanes = _by_lanes(place)
     integers[slots.LAYOUT], integers[slots.LENGTH], integers[slots.SIZE] = lanes.layout, lanes.length, lanes.size
     integers[slots.BLOCKS], integers[slots.INNER] = lanes.blocks, lanes.inner
+    if order is not None and rounding == "stochastic" and not _write_rows(shape, order, integers):
+        return "the order of its elements in memory takes too many loops"
     refuses_nan = isinstance(fmt.element, Float) and fmt.element.nan == "error"
     scales_first = fmt.has_zero_point or fmt.tensor_scale_bits > 0
     one_scale = not scales_first and not (isinstance(fmt, ScaledFloat) and fmt.scale is not None)
     choices = kernel, _scaling(fmt), rounding, str(dtype).removeprefix("torch.")
-    return Plan(*choices, _PACKING.pack(*integers, *reals), place, lanes, refuses_nan, one_scale, scales_first)
+    return Plan(*choices, _PACKING.pack(*integers, *reals), place, lanes, refuses_nan, one_scale, scales_first, order)
+
+
+def _moved(blocks: Blocks | None, shape: tuple[int, ...], order: tuple[int, ...]) -> Blocks | None:
+    """The same blocks of the tensor with its dimensions in ``order``."""
+    if blocks is None:
+        return None
+    blocks.scale_shape(shape)  # raises if the tensor lacks a dimension
+    place = {d: moved for moved, d in enumerate(order)}
+    if blocks.size is not None:
+        return Blocks(size=blocks.size, axis=place[blocks.axis % len(shape)])
+    return Blocks(slices=tuple(place[d % len(shape)] for d in blocks.slices))
+
+
+def _write_rows(shape: tuple[int, ...], order: tuple[int, ...], integers: list[int]) -> bool:
+    """Where the random words of elements that lie in ``order`` come from; False if a kernel cannot tell."""
+    rows = rows_of(shape, order)
+    if rows is None:
+        return False
+    integers[slots.ROW], integers[slots.STEP] = rows.length, rows.step
+    integers[slots.COUNT_1 : slots.STRIDE_1] = rows.counts
+    integers[slots.STRIDE_1 : slots.PAIRS] = rows.strides
+    integers[slots.PAIRS] = rows.come_in_pairs
+    return True
 
 
 def _rounding_of(fmt: Format, rounding: str) -> str:

@@ -8,6 +8,8 @@ from functools import lru_cache
 
 from lowprec_eb.quantize.fast.objects import Kernel
 
+Task = tuple[int, int, int]  # address of a buffer, first, last
+
 
 @lru_cache(maxsize=1)
 def _pool() -> ThreadPoolExecutor:
@@ -28,7 +30,7 @@ def split(count: int, parts: int) -> list[tuple[int, int]]:
     return [(count * part // parts, count * (part + 1) // parts) for part in range(parts)]
 
 
-def run(kernel: Kernel, tasks: list[tuple[int, int, int]]) -> None:
+def run(kernel: Kernel, tasks: list[Task]) -> None:
     """``kernel`` once for each (address, first, last), at the same time; this thread takes the first."""
     others = [_pool().submit(kernel, *task) for task in tasks[1:]]
     kernel(*tasks[0])

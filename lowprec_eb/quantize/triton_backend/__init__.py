@@ -57,11 +57,13 @@ def follow(
 ) -> None:
     """:func:`quantize` with its plan."""
 
+    source = x.contiguous()
+
     def kernels(target: Tensor) -> None:
         with _on(x.device):
-            _round(made, x.contiguous(), fmt, seed, offset, given, target)
+            _round(made, source, fmt, seed, offset, given, target)
 
-    write(out, x, made.refuses_nan, kernels)
+    write(out, x, source, made.refuses_nan, kernels)
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:

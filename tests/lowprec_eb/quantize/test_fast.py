@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lowprec_eb as lp
-from lowprec_eb.quantize import fast
+from lowprec_eb.quantize.fast import call
+from lowprec_eb.quantize.fast.order import order_of, rows_of
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -27,7 +28,7 @@ def _no_gradients():
 @pytest.fixture(params=[1, 2, 3])
 def several_threads(request, monkeypatch):
     """That many threads, from the first element on."""
-    monkeypatch.setattr(fast, "_PARALLEL_FROM", 1)
+    monkeypatch.setattr(call, "PARALLEL_FROM", 1)
     torch.set_num_threads(request.param)
     yield
     torch.set_num_threads(1)
@@ -261,6 +262,84 @@ def test_every_memory_layout(name, layout):
     for rounding in ("nearest", "stochastic"):
         for dtype in (torch.float32, torch.bfloat16):
             assert_same(LAYOUTS[layout]().to(dtype), FORMATS[name], rounding)
+
+
+# A pair of numbers: a dense tensor in an order of its own, and how many loops its rows take.
+ORDERS = {
+    "channels last, even": (lambda: normal(3, 16, 4, 6).to(memory_format=torch.channels_last), 2),
+    "channels last, odd": (lambda: normal(3, 19, 3, 5).to(memory_format=torch.channels_last), 2),
+    "channels last, one image": (lambda: normal(1, 40, 5, 4).to(memory_format=torch.channels_last), 1),
+    "channels last, 3-d": (lambda: normal(2, 9, 2, 3, 4).to(memory_format=torch.channels_last_3d), 2),
+    "transposed": (lambda: normal(36, 8).T, 1),
+    "transposed, odd": (lambda: normal(17, 9).T, 1),
+    "heads": (lambda: normal(2, 6, 4, 16).transpose(1, 2), 3),
+    "heads, odd": (lambda: normal(3, 5, 3, 11).transpose(1, 2), 3),
+    "reversed": (lambda: normal(2, 3, 4, 12).permute(3, 2, 1, 0), 3),
+}
+KERNELS_LACK = {  # these are rounded in a contiguous copy
+    "short rows": lambda: normal(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    "too many loops": lambda: normal(2, 2, 2, 2, 9).permute(3, 2, 1, 0, 4),
+}
+
+
+def test_the_orders_mean_what_they_say():
+    for x, loops in ((make_one(), loops) for make_one, loops in ORDERS.values()):
+        rows = rows_of(x.shape, order_of(x))
+        assert sum(stride != 0 for stride in rows.strides) == loops
+    for make_one in KERNELS_LACK.values():
+        x = make_one()
+        assert rows_of(x.shape, order_of(x)) is None
+    assert order_of(normal(4, 12)[:, ::2]) is None and order_of(normal(1, 6).expand(4, 6)) is None
+
+
+@pytest.mark.parametrize("order", [*ORDERS, *KERNELS_LACK])
+@each_format
+def test_every_order_in_memory(name, order, several_threads):
+    x = ORDERS[order][0]() if order in ORDERS else KERNELS_LACK[order]()
+    for rounding in ("nearest", "stochastic"):
+        assert_same(x, FORMATS[name], rounding)
+    assert_same(x.bfloat16(), FORMATS[name], "stochastic", offset=4)
+    assert_same(x, FORMATS[name], "stochastic", offset=2**40 + 1)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_given_scales_in_every_order(order):
+    x = ORDERS[order][0]()
+    for axis in range(x.dim()):
+        count = x.shape[axis]
+        scale = torch.linspace(0.01, 0.1, count).view([-1 if d == axis else 1 for d in range(x.dim())])
+        assert_same(x, lp.Int(8, axis=axis), "stochastic", scale=scale)
+        zero = torch.linspace(100, 140, count).round().view_as(scale)
+        assert_same(x, lp.Int(8, symmetric=False, axis=axis), "nearest", scale=(scale, zero))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_into_a_tensor_of_another_order(order):
+    x = ORDERS[order][0]()
+    expected = lp.quantize(x, "fp8_e4m3", "stochastic", seed=7, backend="reference")
+    for out in (torch.empty_like(x), torch.empty(x.shape)):
+        assert same_bits(lp.quantize(x, "fp8_e4m3", "stochastic", seed=7, backend="fast", out=out), expected)
+    own = x.clone()
+    assert same_bits(lp.quantize_(own, "fp8_e4m3", "stochastic", seed=7, backend="fast"), expected)
+
+
+def test_a_nan_in_another_order_leaves_the_tensor_as_it_was():
+    x = normal(2, 16, 4, 4).to(memory_format=torch.channels_last)
+    x[1, 3, 2, 1] = nan
+    before = x.clone()
+    with pytest.raises(ValueError, match="NaN"):
+        lp.quantize_(x, lp.Float(4, 3, nan="error"), backend="fast")
+    assert same_bits(x, before)
+
+
+@pytest.mark.parametrize("zero_point", ["minimum", "integer"])
+@pytest.mark.parametrize("kind", VALUES)
+def test_the_range_of_affine_integers(kind, zero_point, several_threads):
+    """Found by a kernel where blocks are runs: of the whole tensor, of rows, of blocks of a size."""
+    for dtype in DTYPES:
+        x = make(kind, (6, 40), dtype)
+        for options in ({}, {"axis": 0}, {"axis": 1}, {"block": 16}):
+            assert_same(x, lp.Int(8, symmetric=False, zero_point=zero_point, **options), "stochastic")
 
 
 KINDS = ["fp8_e4m3", "fixed8", "block8", "int8_affine", "mxfp4", "nvfp4", "int of 4"]  # where one of a kind is enough

@@ -13,6 +13,7 @@ from cases import FORMATS, REFUSES_NAN, normal, same_bits
 
 import lowprec_eb as lp
 from lowprec_eb.quantize import fast
+from lowprec_eb.quantize.fast import call as fast_call
 from lowprec_eb.quantize.fast import objects
 
 KINDS = ["fp8_e4m3", "fixed8", "block8", "int8_affine", "mxfp4", "nvfp4", "int of 4"]  # where one of a kind is enough
@@ -28,7 +29,7 @@ def _no_gradients():
 @pytest.fixture(params=[1, 2])
 def several_threads(request, monkeypatch):
     """That many threads, from the first element on."""
-    monkeypatch.setattr(fast, "_PARALLEL_FROM", 1)
+    monkeypatch.setattr(fast_call, "PARALLEL_FROM", 1)
     torch.set_num_threads(request.param)
     yield
     torch.set_num_threads(1)
@@ -169,8 +170,8 @@ def test_several_python_threads_at_once(several_threads):
 
 def test_a_kernel_runs_without_the_interpreters_lock():
     fmt, x = lp.FixedPoint(8, 4), normal(2**18)
-    call = fast._Call(fast.plan_for(x, fmt, "nearest"), x, fmt, 0, 0, torch.empty_like(x))
-    kernel, address = objects.kernel(call.plan.compiled), fast._address(call.buffer)
+    call = fast_call.Call(fast.plan_for(x, fmt, "nearest"), x, fmt, 0, 0, torch.empty_like(x))
+    kernel, address = objects.kernel(call.plan.compiled), fast_call._address(call.buffer)
     gate, passed = threading.Lock(), []
     gate.acquire()
     other = threading.Thread(target=lambda: passed.append(gate.acquire()))
@@ -195,9 +196,9 @@ FORK = """
 import os, signal, sys
 import torch
 import lowprec_eb as lp
-from lowprec_eb.quantize import fast
+from lowprec_eb.quantize.fast import call
 
-fast._PARALLEL_FROM = 1
+call.PARALLEL_FROM = 1
 torch.set_num_threads(2)
 x = torch.arange(2000) / 64
 expected = lp.quantize(x, "int8", backend="fast")

@@ -1,0 +1,154 @@
+"""One call of the compiled kernels: its buffer, its scales, and its threads."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import struct
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lowprec_eb.formats import Format, Int, ScaledFloat
+from lowprec_eb.quantize import reference
+from lowprec_eb.quantize.fast import objects, slots, threads
+from lowprec_eb.quantize.fast.plan import Plan
+from lowprec_eb.quantize.scales import affine_scales, find_scales, tensor_scale_of
+
+PARALLEL_FROM = 1 << 20  # elements; below, waking a thread costs more than it saves
+_CHANGING = struct.Struct("=6q")  # the slots that change from call to call
+
+
+class Call:
+    """One call of the kernels, on two tensors that lie in the plan's order."""
+
+    def __init__(self, made: Plan, x: Tensor, fmt: Format, seed: int, offset: int, target: Tensor) -> None:
+        self.plan, self.fmt = made, fmt
+        self.x, self.target = x, target  # held: the kernels know addresses only
+        self.buffer, self._copies = bytearray(made.buffer), list[bytearray]()
+        self.layout = made.lanes.layout
+        self.threads = torch.get_num_threads() if x.numel() >= PARALLEL_FROM else 1
+        address = 0
+        if self.layout != slots.NO_BLOCKS:
+            self.scales = torch.empty(made.lanes.scales, dtype=torch.float32)
+            address = self.scales.data_ptr()
+        _CHANGING.pack_into(self.buffer, 0, x.data_ptr(), target.data_ptr(), address, 0, seed, offset)
+
+    def run(self, given: list[Tensor]) -> None:
+        place = self.plan.lanes
+        if given or self.fmt.has_zero_point:
+            self._use_scales(given)
+        elif self.plan.scales_first:
+            self._find_tensor_scale()
+        elif self.threads > 1 and place.scales == 1 and self.layout == slots.RUNS:
+            self._find_one_scale()
+        if self.layout in (slots.SLICES, slots.STRIPES) and not (given or self.fmt.has_zero_point):
+            objects.kernel(f"find_scales-{self.plan.dtype}")(_address(self.buffer), 0, place.outer)
+        count = place.outer if self.layout == slots.RUNS else self.x.numel()
+        self._run(objects.kernel(self.plan.compiled), count)
+        if self.plan.refuses_nan and self._integer(slots.NAN_SEEN):
+            reference.refuse_nan(self.x, self.fmt)
+
+    def _run(self, kernel: objects.Kernel, count: int) -> None:
+        if self.threads == 1:
+            kernel(_address(self.buffer), 0, count)
+        else:
+            threads.run(kernel, self._tasks(count, lambda part: self.buffer))
+
+    def _use_scales(self, given: list[Tensor]) -> None:
+        """Scales that are known before the kernel: the user's, or an affine format's."""
+        if given:  # a given scale saturates infinities
+            self._set_real(slots.PASSES, math.nan)
+            self._set_integer(slots.ELEMENT + slots.INFINITE, self._integer(slots.ELEMENT + slots.LARGEST))
+        if self.plan.takes_one_scale and len(given) == 1 and given[0].numel() == 1:
+            scale = float(given[0].to(torch.float32))
+            if 0 < scale < math.inf:  # else the checks below say what is wrong
+                self._use_one_scale(scale)
+                return
+        scales = self._known_scales(given)
+        self._set_integer(slots.RULE, slots.GIVEN)
+        self.scales.copy_(scales[0])
+        if self.fmt.tensor_scale_bits:
+            self._set_real(slots.TENSOR_SCALE, float(scales[1]))
+        if self.fmt.has_zero_point:
+            self.zeros = scales[1].contiguous()
+            self._set_integer(slots.ZEROS, self.zeros.data_ptr())
+            if self.zeros.numel() == 1:
+                self._use_one_scale(float(self.scales))
+
+    def _known_scales(self, given: list[Tensor]) -> list[Tensor]:
+        """One number a block, as the blocks lie in memory; of a two-level format the tensor's scale too."""
+        if not given and isinstance(self.fmt, Int) and self.layout == slots.RUNS:
+            return list(affine_scales(*self._bounds(), self.fmt))
+        wide, order = self.x.to(torch.float32), self.plan.order
+        scales = reference.given_scales(given, self.fmt, wide) or find_scales(wide, self.fmt)
+        return [(part.permute(order) if order and part.dim() else part).reshape(-1) for part in scales]
+
+    def _bounds(self) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest finite number of each run; infinite if it has none."""
+        kernel, place = objects.kernel(f"find_bounds-{self.plan.dtype}"), self.plan.lanes
+        if place.scales > 1:
+            bounds = torch.empty(2, place.scales)
+            buffer = self._buffer_for(bounds[0], bounds[1])
+            threads.run(kernel, self._tasks(place.outer, lambda part: buffer))
+            return bounds[0], bounds[1]
+        parts = torch.empty(self.threads, 2)
+        tasks = self._tasks(
+            self.x.numel(), lambda part: self._buffer_for(parts[part, 0], parts[part, 1], slots.NO_BLOCKS)
+        )
+        threads.run(kernel, tasks)
+        return parts[: len(tasks), 0].amin(0, keepdim=True), parts[: len(tasks), 1].amax(0, keepdim=True)
+
+    def _find_tensor_scale(self) -> None:
+        assert isinstance(self.fmt, ScaledFloat)
+        tensor_scale = tensor_scale_of(self._largest(), self.fmt)
+        self._set_real(slots.TENSOR_SCALE, float(tensor_scale))
+        self._set_real(slots.LEVELS, float(self.fmt.element.max * tensor_scale))
+
+    def _find_one_scale(self) -> None:
+        """The scale of a whole tensor by several threads; with it, every element can be rounded on its own."""
+        self.scales.copy_(self._largest())
+        objects.kernel("apply_rule")(_address(self.buffer), 0, 1)
+        self._use_one_scale(float(self.scales))
+
+    def _use_one_scale(self, scale: float) -> None:
+        self._set_real(slots.CONSTANT_SCALE, scale)
+        self.layout = slots.NO_BLOCKS
+        self._set_integer(slots.LAYOUT, self.layout)
+
+    def _largest(self) -> Tensor:
+        """Largest finite magnitude of the tensor; 0-d."""
+        maxima = torch.empty(self.threads, dtype=torch.float32)
+        tasks = self._tasks(self.x.numel(), lambda part: self._buffer_for(maxima[part]))
+        threads.run(objects.kernel(f"measure-{self.plan.dtype}"), tasks)
+        return maxima[: len(tasks)].amax()
+
+    def _tasks(self, count: int, buffer_of: Callable[[int], bytearray]) -> list[threads.Task]:
+        """A kernel's arguments for each thread."""
+        parts = enumerate(threads.split(count, self.threads))
+        return [(_address(buffer_of(part)), first, last) for part, (first, last) in parts]
+
+    def _buffer_for(self, scales: Tensor, zeros: Tensor | None = None, layout: int | None = None) -> bytearray:
+        """A copy of the buffer for a kernel that writes elsewhere. Kept, since kernels know its address only."""
+        buffer = bytearray(self.buffer)
+        self._copies.append(buffer)
+        for slot, value in ((slots.SCALES, scales), (slots.ZEROS, zeros)):
+            if value is not None:
+                struct.pack_into("=q", buffer, 8 * slot, value.data_ptr())
+        if layout is not None:
+            struct.pack_into("=q", buffer, 8 * slots.LAYOUT, layout)
+        return buffer
+
+    def _integer(self, slot: int) -> int:
+        return int(struct.unpack_from("=q", self.buffer, 8 * slot)[0])
+
+    def _set_integer(self, slot: int, value: int) -> None:
+        struct.pack_into("=q", self.buffer, 8 * slot, value)
+
+    def _set_real(self, slot: int, value: float) -> None:
+        struct.pack_into("=f", self.buffer, slots.REALS_AT + 4 * slot, value)
+
+
+def _address(buffer: bytearray) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
