@@ -12,8 +12,8 @@ from torch.optim import LBFGS, Optimizer
 
 from lowprec_eb.formats import Format
 from lowprec_eb.optimizer_state import STATE_OPERANDS, state_keys_of
-from lowprec_eb.precision import Precision, Rounded
-from lowprec_eb.quantize import draw_seeds, quantize_
+from lowprec_eb.precision import OPTIMIZER_OPERANDS, Precision, Rounded
+from lowprec_eb.quantize import draw_seeds, operator
 from lowprec_eb.quantize.random_bits import derive_seed
 from lowprec_eb.recipes import precision as named_precision
 
@@ -90,6 +90,10 @@ class LowPrecisionOptimizer(Optimizer):
         chosen = named_precision(value)
         self._state_keys = state_keys_of(self.inner, chosen, self._given_keys)
         self._precision = chosen
+        self._formats = {
+            operand: (chosen.parameter_rounded(operand, 1), chosen.parameter_rounded(operand, 2))
+            for operand in OPTIMIZER_OPERANDS
+        }
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -132,6 +136,7 @@ class LowPrecisionOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._steps += 1
+        self._step_seed = derive_seed(self._seed, self._steps)
         stepped = [place for place in self._places() if place.parameter.grad is not None]
         for place in stepped:
             self._round_gradient(place)
@@ -157,23 +162,28 @@ class LowPrecisionOptimizer(Optimizer):
                 index += 1
 
     def _of(self, operand: str, place: _Place) -> Rounded | None:
-        return self.precision.parameter_rounded(operand, place.parameter.dim())
+        of_vectors, of_others = self._formats[operand]
+        return of_others if place.parameter.dim() >= 2 else of_vectors
 
     def _round(self, place: _Place, operand: str, tensor: Tensor, part: int = 0) -> None:
         """In place. ``part`` tells the tensors of one operand apart: each has its own random bits."""
         rounded = self._of(operand, place)
         if rounded is None:
             return
-        parts = (self._seed, self._steps, place.seed_place, _SEED_PLACES.index(operand), part)
-        seed = derive_seed(*parts[:-1] if part == 0 else parts)
-        rounding: Any = rounded.rounding
+        seed = None
+        if rounded.rounding == "stochastic":
+            parts = (place.seed_place, _SEED_PLACES.index(operand), part)
+            seed = torch.tensor(derive_seed(*parts[: 3 if part else 2], after=self._step_seed), device=tensor.device)
         try:
-            quantize_(tensor, rounded.fmt, rounding, seed=seed, backend=self.precision.backend)
+            # Straight to the operator: the checks of `quantize` take longer than rounding a small tensor.
+            how: Any = (rounded.rounding, seed, None, [], None, self.precision.backend)
+            operator.round_into(tensor, tensor, rounded.fmt, *how)
         except ValueError as error:
             raise ValueError(f"parameter {place.name}, {operand}: {error}") from error
 
     @torch.no_grad()
     def _round_weights(self, places: Iterator[_Place]) -> None:
+        self._step_seed = derive_seed(self._seed, self._steps)
         for place in places:
             self._round(place, "master", place.parameter.detach())
 
@@ -217,7 +227,7 @@ class LowPrecisionOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without hooks, which torch's optimizers do not copy either."""
-        kept = ("inner", "gradient_scale", "_given_keys", "_seed", "_steps", "_precision", "_state_keys")
+        kept = ("inner", "gradient_scale", "_given_keys", "_seed", "_steps", "_precision", "_formats", "_state_keys")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from lowprec_eb.formats import Format, Int, is_affine
-from lowprec_eb.quantize.blocks import reduce_blocks
+from lowprec_eb.quantize import operator
 
 _SMALLEST_SCALE = 2.0**-126
 
 
 def follow(ranges: dict[str, Tensor], key: str, x: Tensor, fmt: Format, momentum: float) -> None:
     """Move the running range of ``key`` by ``1 - momentum`` towards that of ``x``; the first one is taken as it is."""
-    seen = _span_and_lowest(x.detach().float(), fmt)
+    seen = _span_and_lowest(x.detach(), fmt)
     known = ranges.get(key)
     if known is None or known.shape != seen.shape:
         ranges[key] = seen
@@ -41,11 +41,9 @@ def _levels(fmt: Format, bits: Tensor | None) -> float | Tensor:
 
 def _span_and_lowest(x: Tensor, fmt: Format) -> Tensor:
     """Of each block's finite values, in the first dimension: the width of their range and its lower end."""
-    assert fmt.blocks is not None
-    finite = x.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    if not is_affine(fmt):
-        largest = reduce_blocks(finite.abs(), fmt.blocks, lambda t, dims: t.amax(dims, keepdim=True))
-        return torch.stack([largest, torch.zeros_like(largest)])
-    lowest = reduce_blocks(finite, fmt.blocks, lambda t, dims: t.amin(dims, keepdim=True))
-    highest = reduce_blocks(finite, fmt.blocks, lambda t, dims: t.amax(dims, keepdim=True))
-    return torch.stack([highest - lowest, lowest])
+    lowest, highest = operator.bounds_of(x, repr(fmt))
+    empty = lowest > highest
+    lowest, highest = lowest.masked_fill(empty, 0.0), highest.masked_fill(empty, 0.0)
+    if is_affine(fmt):
+        return torch.stack([highest - lowest, lowest])
+    return torch.stack([torch.maximum(-lowest, highest), torch.zeros_like(lowest)])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lowprec_eb.formats import Format, at_bits, parse_format
 from lowprec_eb.quantize import codes, fast, qtorch_backend, reference, triton_backend
+from lowprec_eb.quantize.scales import bounds_of as find_bounds
 from lowprec_eb.quantize.scales import find_scales
 
 Backend = Callable[[Tensor, Format, str, Tensor | None, int, list[Tensor], Tensor], None]
@@ -61,6 +62,7 @@ _library.define(f"quantize.out({_SOURCE}, {_HOW}, str backend, *, Tensor(a!) out
 _library.define(f"encode({_SOURCE}, {_HOW}) -> Tensor[]")
 _library.define(f"in_range({_SOURCE}, Tensor[] scales, Tensor? bits) -> Tensor")
 _library.define(f"find_scales({_SOURCE}, Tensor? bits) -> Tensor[]")
+_library.define(f"find_bounds({_SOURCE}) -> Tensor[]")
 
 
 def _with_bits(fmt: Format, bits: Tensor | None) -> Format:
@@ -143,6 +145,13 @@ def _find_scales(x: Tensor, format: str, bits: Tensor | None) -> list[Tensor]:
     ]
 
 
+def _find_bounds(x: Tensor, format: str) -> list[Tensor]:
+    fmt = parse_format(format)
+    assert fmt.blocks is not None
+    found = None if x.is_cuda else fast.bounds_of(x, fmt)
+    return list(found or find_bounds(x.to(reference.working_dtype(x.dtype)).float(), fmt.blocks))
+
+
 def _scale_shells(x: Tensor, fmt: Format) -> list[Tensor]:
     """Scales of the right shapes without values."""
     return [x.new_empty(shape, dtype=torch.float32) for shape in codes.scale_shapes(x.shape, fmt)]
@@ -165,6 +174,7 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "encode": _shape_of_codes,
     "in_range": lambda x, *_: torch.empty_like(x, dtype=torch.bool),
     "find_scales": lambda x, format, _: _scale_shells(x, parse_format(format)),
+    "find_bounds": lambda x, format: _scale_shells(x, parse_format(format))[:1] * 2,
 }
 _KERNELS: dict[str, Callable[..., Any]] = {
     "quantize": _quantize,
@@ -172,6 +182,7 @@ _KERNELS: dict[str, Callable[..., Any]] = {
     "encode": _encode,
     "in_range": _in_range,
     "find_scales": _find_scales,
+    "find_bounds": _find_bounds,
 }
 for _name, _kernel in _KERNELS.items():
     _library.impl(_name, _kernel, "CPU")
@@ -194,6 +205,7 @@ _quantize_into = torch.ops.lowprec_eb.quantize.out
 encode = torch.ops.lowprec_eb.encode.default
 in_range = torch.ops.lowprec_eb.in_range.default
 scales_of = torch.ops.lowprec_eb.find_scales.default
+bounds_of = torch.ops.lowprec_eb.find_bounds.default
 
 
 def _watched(x: Tensor) -> bool:
@@ -258,5 +270,5 @@ def _sample(arguments: Any, in_dims: Any, index: int) -> list[Any]:
     return chosen
 
 
-for _operator in (quantize, encode, in_range, scales_of):
+for _operator in (quantize, encode, in_range, scales_of, bounds_of):
     torch.library.register_vmap(_operator, _one_by_one(_operator), lib=_library)

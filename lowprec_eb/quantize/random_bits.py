@@ -31,9 +31,9 @@ def mix64(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def derive_seed(*parts: int) -> int:
-    """One int64 seed from several integers, such as (seed, step, parameter)."""
-    state = 0
+def derive_seed(*parts: int, after: int = 0) -> int:
+    """One int64 seed from several integers, such as (seed, step, parameter); ``after`` is that of the first ones."""
+    state = after
     for part in parts:
         state = mix64(state + _GOLDEN_GAMMA + mix64(part))
     return _signed(state)

@@ -70,10 +70,15 @@ def _divided(numbers: Tensor, by: float) -> Tensor:
 
 
 def _affine(x: Tensor, fmt: Int, blocks: Blocks) -> Scales:
+    return affine_scales(*bounds_of(x, blocks), fmt)
+
+
+def bounds_of(x: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest finite number of each block; infinity and -infinity if it has none."""
     finite = x.isfinite()
     low = reduce_blocks(torch.where(finite, x, torch.inf), blocks, lambda t, dims: t.amin(dims, keepdim=True))
     high = reduce_blocks(torch.where(finite, x, -torch.inf), blocks, lambda t, dims: t.amax(dims, keepdim=True))
-    return affine_scales(low, high, fmt)
+    return low, high
 
 
 def affine_scales(low: Tensor, high: Tensor, fmt: Int) -> Scales:

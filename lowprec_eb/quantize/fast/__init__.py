@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lowprec_eb.formats import Format
+from lowprec_eb.quantize.fast import slots
 from lowprec_eb.quantize.fast.call import Call
 from lowprec_eb.quantize.fast.order import order_of
 from lowprec_eb.quantize.fast.plan import Plan, plan
@@ -64,3 +65,17 @@ def follow(
     key = 0 if seed is None else int(seed)
     source = x if made.order is not None else x.contiguous()
     write(out, x, source, made.refuses_nan, lambda target: Call(made, source, fmt, key, offset, target).run(given))
+
+
+def bounds_of(x: Tensor, fmt: Format) -> tuple[Tensor, Tensor] | None:
+    """The smallest and the largest finite number of each of the format's blocks; None where no kernel finds them."""
+    made = plan_for(x, fmt, "nearest")
+    if isinstance(made, str) or made.lanes.layout != slots.RUNS or not x.numel():
+        return None
+    if made.order is not None and made.lanes.scales > 1:
+        return None
+    source = x if made.order is not None else x.contiguous()
+    low, high = Call(made, source, fmt, 0, 0, source).bounds()
+    assert fmt.blocks is not None
+    shape = fmt.blocks.scale_shape(x.shape)
+    return low.view(shape), high.view(shape)

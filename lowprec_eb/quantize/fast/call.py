@@ -80,12 +80,12 @@ class Call:
     def _known_scales(self, given: list[Tensor]) -> list[Tensor]:
         """One number a block, as the blocks lie in memory; of a two-level format the tensor's scale too."""
         if not given and isinstance(self.fmt, Int) and self.layout == slots.RUNS:
-            return list(affine_scales(*self._bounds(), self.fmt))
+            return list(affine_scales(*self.bounds(), self.fmt))
         wide, order = self.x.to(torch.float32), self.plan.order
         scales = reference.given_scales(given, self.fmt, wide) or find_scales(wide, self.fmt)
         return [(part.permute(order) if order and part.dim() else part).reshape(-1) for part in scales]
 
-    def _bounds(self) -> tuple[Tensor, Tensor]:
+    def bounds(self) -> tuple[Tensor, Tensor]:
         """The smallest and the largest finite number of each run; infinite if it has none."""
         kernel, place = objects.kernel(f"find_bounds-{self.plan.dtype}"), self.plan.lanes
         if place.scales > 1:
