@@ -21,20 +21,20 @@ class Job:
     """The buffer of :mod:`lowprec_eb.quantize.fast.slots`."""
 
     def __init__(self, code: Code, address: Value) -> None:
-        self.code, self._address = code, address
+        self.code, self.address = code, address
 
     def integer(self, slot: int) -> Value:
-        return self.code.load(I64, self._address + 8 * slot)
+        return self.code.load(I64, self.address + 8 * slot)
 
     def pattern(self, slot: int) -> Value:
         """The lower half of an integer."""
         return self.integer(slot).to("trunc", I32)
 
     def real(self, slot: int) -> Value:
-        return self.code.load(F32, self._address + (slots.REALS_AT + 4 * slot))
+        return self.code.load(F32, self.address + (slots.REALS_AT + 4 * slot))
 
     def write(self, slot: int, value: Value) -> None:
-        self.code.store(value, self._address + 8 * slot)
+        self.code.store(value, self.address + 8 * slot)
 
 
 # ---- random words ------------------------------------------------------------------------------------------------

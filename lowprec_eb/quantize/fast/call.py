@@ -16,7 +16,6 @@ from lowprec_eb.quantize.fast import objects, slots, threads
 from lowprec_eb.quantize.fast.plan import Plan
 from lowprec_eb.quantize.scales import affine_scales, find_scales, tensor_scale_of
 
-PARALLEL_FROM = 1 << 20  # elements; below, waking a thread costs more than it saves
 _CHANGING = struct.Struct("=6q")  # the slots that change from call to call
 
 
@@ -28,7 +27,7 @@ class Call:
         self.x, self.target = x, target  # held: the kernels know addresses only
         self.buffer, self._copies = bytearray(made.buffer), list[bytearray]()
         self.layout = made.lanes.layout
-        self.threads = torch.get_num_threads() if x.numel() >= PARALLEL_FROM else 1
+        self.parts = threads.parts_of(x.numel())
         address = 0
         if self.layout != slots.NO_BLOCKS:
             self.scales = torch.empty(made.lanes.scales, dtype=torch.float32)
@@ -41,7 +40,7 @@ class Call:
             self._use_scales(given)
         elif self.plan.scales_first:
             self._find_tensor_scale()
-        elif self.threads > 1 and place.scales == 1 and self.layout == slots.RUNS:
+        elif self.parts > 1 and place.scales == 1 and self.layout == slots.RUNS:
             self._find_one_scale()
         if self.layout in (slots.SLICES, slots.STRIPES) and not (given or self.fmt.has_zero_point):
             objects.kernel(f"find_scales-{self.plan.dtype}")(_address(self.buffer), 0, place.outer)
@@ -51,7 +50,7 @@ class Call:
             reference.refuse_nan(self.x, self.fmt)
 
     def _run(self, kernel: objects.Kernel, count: int) -> None:
-        if self.threads == 1:
+        if self.parts == 1:
             kernel(_address(self.buffer), 0, count)
         else:
             threads.run(kernel, self._tasks(count, lambda part: self.buffer))
@@ -93,7 +92,7 @@ class Call:
             buffer = self._buffer_for(bounds[0], bounds[1])
             threads.run(kernel, self._tasks(place.outer, lambda part: buffer))
             return bounds[0], bounds[1]
-        parts = torch.empty(self.threads, 2)
+        parts = torch.empty(self.parts, 2)
         tasks = self._tasks(
             self.x.numel(), lambda part: self._buffer_for(parts[part, 0], parts[part, 1], slots.NO_BLOCKS)
         )
@@ -107,7 +106,7 @@ class Call:
         self._set_real(slots.LEVELS, float(self.fmt.element.max * tensor_scale))
 
     def _find_one_scale(self) -> None:
-        """The scale of a whole tensor by several threads; with it, every element can be rounded on its own."""
+        """The scale of a whole tensor part by part; with it, every element can be rounded on its own."""
         self.scales.copy_(self._largest())
         objects.kernel("apply_rule")(_address(self.buffer), 0, 1)
         self._use_one_scale(float(self.scales))
@@ -119,14 +118,14 @@ class Call:
 
     def _largest(self) -> Tensor:
         """Largest finite magnitude of the tensor; 0-d."""
-        maxima = torch.empty(self.threads, dtype=torch.float32)
+        maxima = torch.empty(self.parts, dtype=torch.float32)
         tasks = self._tasks(self.x.numel(), lambda part: self._buffer_for(maxima[part]))
         threads.run(objects.kernel(f"measure-{self.plan.dtype}"), tasks)
         return maxima[: len(tasks)].amax()
 
     def _tasks(self, count: int, buffer_of: Callable[[int], bytearray]) -> list[threads.Task]:
-        """A kernel's arguments for each thread."""
-        parts = enumerate(threads.split(count, self.threads))
+        """A kernel's arguments for each part."""
+        parts = enumerate(threads.split(count, self.parts))
         return [(_address(buffer_of(part)), first, last) for part, (first, last) in parts]
 
     def _buffer_for(self, scales: Tensor, zeros: Tensor | None = None, layout: int | None = None) -> bytearray:

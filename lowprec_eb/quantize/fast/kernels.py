@@ -251,11 +251,23 @@ def _measure(job: Job, first: Value, last: Value, dtype: str) -> None:
     job.code.store(_measured(Elements(job, dtype), job.code, first, last), job.integer(slots.SCALES))
 
 
+def _take_tasks(job: Job, first: Value, last: Value) -> None:
+    """Of a team of threads each one runs this: a kernel on the next task, until none is left."""
+    code, tasks = job.code, job.address + 8 * slots.TASKS
+    kernel, count = job.integer(slots.TASK_KERNEL), job.integer(slots.TASK_COUNT)
+    number = code.variable(code.count_up(job.address + 8 * slots.NEXT_TASK))
+    with code.while_(lambda: number.get() < count):
+        task = tasks + number.get() * 24
+        code.run(kernel, [code.load(I64, task + 8 * part) for part in range(3)])
+        number.set(code.count_up(job.address + 8 * slots.NEXT_TASK))
+
+
 _OTHERS: dict[str, Callable[..., None]] = {
     "find_scales": _find_scales,
     "find_bounds": _find_bounds,
     "measure": _measure,
     "apply_rule": _apply_rule,
+    "take_tasks": _take_tasks,
 }
 
 

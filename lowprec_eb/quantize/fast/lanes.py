@@ -16,6 +16,8 @@ from llvmlite import ir
 LANES = 16
 F32, I1, I16, I32, I64 = ir.FloatType(), ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
+_KERNEL = ir.FunctionType(I32, [I64] * 3)
+
 
 def vector(element: Any, count: int = LANES) -> Any:
     return ir.VectorType(element, count)
@@ -129,7 +131,7 @@ class Code:
 
     def __init__(self, name: str) -> None:
         self.module = ir.Module(name)
-        function = ir.Function(self.module, ir.FunctionType(I32, [I64] * 3), name)
+        function = ir.Function(self.module, _KERNEL, name)
         self.builder = ir.IRBuilder(function.append_basic_block())
         self.arguments = [self.value(argument) for argument in function.args]
 
@@ -209,6 +211,11 @@ class Code:
         joined.add_incoming(b.ir, end_of_b)
         return self.value(joined)
 
+    def run(self, address: Value, arguments: list[Value]) -> None:
+        """Call the function of this kind that lies there."""
+        function = self.builder.inttoptr(address.ir, _KERNEL.as_pointer())
+        self.builder.call(function, [argument.ir for argument in arguments])
+
     # ---- memory --------------------------------------------------------------------------------------------------
 
     def _pointer(self, kind: Any, address: Value) -> Any:
@@ -231,6 +238,11 @@ class Code:
         pointer = self._pointer(value.ir.type, address)
         operands = [value.ir, pointer, ir.Constant(I32, bytes_of(value.element)), lanes.ir]
         self.call("llvm.masked.store", ir.VoidType(), operands, [value.ir.type, pointer.type])
+
+    def count_up(self, address: Value) -> Value:
+        """The number there, which grows by 1 before any other thread reads it."""
+        place = self._pointer(I64, address)
+        return self.value(self.builder.atomic_rmw("add", place, ir.Constant(I64, 1), "monotonic"))
 
 
 def bytes_of(element: Any) -> int:

@@ -38,6 +38,10 @@ def kernel(name: str) -> Kernel:
         return _loaded[name]
 
 
+def address_of(kernel: Kernel) -> int:
+    return int(ctypes.cast(kernel, ctypes.c_void_p).value or 0)
+
+
 def cache_folder() -> Path:
     """``$LOWPREC_EB_CACHE``, else ``lowprec-eb`` in the user's cache folder."""
     if chosen := os.environ.get("LOWPREC_EB_CACHE"):

@@ -55,6 +55,11 @@ SCALE_MAGIC = 14  # the same of the scales' format
 LARGEST_RESULT = 15  # finite number of the tensor's dtype
 REALS = 16
 
+# ---- the buffer of a team of threads -----------------------------------------------------------------------------
+TASK_KERNEL, TASK_COUNT = 0, 1  # address of the kernel, number of tasks
+NEXT_TASK = 2  # the first that no thread has taken
+TASKS = 3  # from here on: address of a buffer, first, last
+
 # ---- values of MODE ----------------------------------------------------------------------------------------------
 NEAREST, NEAREST_AWAY, TOWARD_ZERO, STOCHASTIC = 0, 1, 2, 3
 

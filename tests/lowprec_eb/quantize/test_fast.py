@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lowprec_eb as lp
-from lowprec_eb.quantize.fast import call
+from lowprec_eb.quantize.fast import threads
 from lowprec_eb.quantize.fast.order import order_of, rows_of
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -25,11 +25,17 @@ def _no_gradients():
         yield
 
 
-@pytest.fixture(params=[1, 2, 3])
+@pytest.fixture(
+    params=[(1, True), (2, True), (3, True), (2, False)], ids=lambda how: f"{how[0]}{'' if how[1] else ' of Python'}"
+)
 def several_threads(request, monkeypatch):
-    """That many threads, from the first element on."""
-    monkeypatch.setattr(call, "PARALLEL_FROM", 1)
-    torch.set_num_threads(request.param)
+    """That many threads, of OpenMP or of Python, from the first element on."""
+    count, openmp = request.param
+    monkeypatch.setattr(threads, "PARALLEL_FROM", 1)
+    if not openmp:
+        monkeypatch.setattr(threads, "_PYTHON_THREADS_FROM", 1)
+        monkeypatch.setattr(threads, "_openmp", lambda: None)
+    torch.set_num_threads(count)
     yield
     torch.set_num_threads(1)
 

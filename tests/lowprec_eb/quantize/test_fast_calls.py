@@ -14,7 +14,7 @@ from cases import FORMATS, REFUSES_NAN, normal, same_bits
 import lowprec_eb as lp
 from lowprec_eb.quantize import fast
 from lowprec_eb.quantize.fast import call as fast_call
-from lowprec_eb.quantize.fast import objects
+from lowprec_eb.quantize.fast import objects, threads
 
 KINDS = ["fp8_e4m3", "fixed8", "block8", "int8_affine", "mxfp4", "nvfp4", "int of 4"]  # where one of a kind is enough
 each_kind = pytest.mark.parametrize("name", KINDS)
@@ -26,11 +26,15 @@ def _no_gradients():
         yield
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture(params=[(1, True), (2, True), (2, False)], ids=lambda how: f"{how[0]}{'' if how[1] else ' of Python'}")
 def several_threads(request, monkeypatch):
-    """That many threads, from the first element on."""
-    monkeypatch.setattr(fast_call, "PARALLEL_FROM", 1)
-    torch.set_num_threads(request.param)
+    """That many threads, of OpenMP or of Python, from the first element on."""
+    count, openmp = request.param
+    monkeypatch.setattr(threads, "PARALLEL_FROM", 1)
+    if not openmp:
+        monkeypatch.setattr(threads, "_PYTHON_THREADS_FROM", 1)
+        monkeypatch.setattr(threads, "_openmp", lambda: None)
+    torch.set_num_threads(count)
     yield
     torch.set_num_threads(1)
 
@@ -192,13 +196,47 @@ def test_a_kernel_runs_without_the_interpreters_lock():
         other.join()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Python's threads take part")
+def test_torchs_own_threads_run_the_kernels(monkeypatch):
+    assert threads._openmp() is not None
+    monkeypatch.setattr(threads, "_pool", lambda: pytest.fail("Python's threads were asked"))
+    torch.set_num_threads(2)
+    x = normal(2**18)
+    assert torch.equal(lp.quantize(x, "int8", backend="fast"), lp.quantize(x, "int8", backend="reference"))
+    torch.set_num_threads(1)
+
+
+def test_parts_are_large_and_more_than_threads(monkeypatch):
+    torch.set_num_threads(2)
+    assert [threads.parts_of(n) for n in (0, 2**17 - 1, 2**17, 2**18, 2**19, 2**24)] == [1, 1, 2, 4, 8, 8]
+    monkeypatch.setattr(threads, "_openmp", lambda: None)
+    assert [threads.parts_of(n) for n in (2**20 - 1, 2**20, 2**24)] == [1, 2, 2]
+    torch.set_num_threads(1)
+
+
+def test_the_openmp_library_is_torchs():
+    lines = """7f00-7f01 r-xp 0000 08:01 42   /opt/some place/torch/lib/libgomp.so.1
+7f00-7f01 r-xp 0000 08:01 42   /opt/torch.libs/libgomp-a34b3233.so.1.0.0
+7f00-7f01 r-xp 0000 08:01 42   /usr/lib/libiomp5.so
+7f00-7f01 r-xp 0000 08:01 42   /usr/lib/libgompression.so
+7f00-7f01 r-xp 0000 00:00 0 
+7f00-7f01 rw-p 0000 00:00 0    [heap]
+"""
+    found = [
+        "/opt/some place/torch/lib/libgomp.so.1",
+        "/opt/torch.libs/libgomp-a34b3233.so.1.0.0",
+        "/usr/lib/libiomp5.so",
+    ]
+    assert threads._MAPPED.findall(lines) == found
+
+
 FORK = """
 import os, signal, sys
 import torch
 import lowprec_eb as lp
-from lowprec_eb.quantize.fast import call
+from lowprec_eb.quantize.fast import threads
 
-call.PARALLEL_FROM = 1
+threads.PARALLEL_FROM = 1
 torch.set_num_threads(2)
 x = torch.arange(2000) / 64
 expected = lp.quantize(x, "int8", backend="fast")
