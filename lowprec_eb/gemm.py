@@ -10,8 +10,9 @@ and ``grad_second`` the one named ``grad_weight``. Both factors of attention's p
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from string import ascii_uppercase
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -19,9 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lowprec_eb.formats import Format
+from lowprec_eb.partial_sums import Contraction, Occurrences, PartialSums, padded, spread_out, windows
 from lowprec_eb.quantize import decode
 
 Role = Literal["activation", "weight", "index"]  # an index only selects: it is never rounded and has no gradient
+Gemm = Literal["output", "grad_first", "grad_second"]
 LEADING = None  # in place of an axis: all dimensions but the last
 
 
@@ -58,6 +61,10 @@ class Products(Protocol):
         """Of output (first, second), grad_first (error, second) and grad_second (error, first)."""
         ...
 
+    def sums(self, gemm: Gemm, first: Tensor, second: Tensor, like: Tensor) -> PartialSums | None:
+        """``gemm`` of its two operands, to be taken apart; ``like`` counts for gradients. None: it sums nothing."""
+        ...
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -70,7 +77,6 @@ class Encoded:
 
 
 Operand = Tensor | Encoded
-Gemm = Literal["output", "grad_first", "grad_second"]
 
 
 def simulate(products: Products, gemm: Gemm, first: Operand, second: Operand, like: Tensor | None = None) -> Tensor:
@@ -80,6 +86,26 @@ def simulate(products: Products, gemm: Gemm, first: Operand, second: Operand, li
         return products.output(a, b)
     assert like is not None
     return products.grad_first(a, b, like) if gemm == "grad_first" else products.grad_second(a, b, like)
+
+
+def simulate_in_chunks(
+    products: Products, gemm: Gemm, first: Operand, second: Operand, chunk: int, like: Tensor | None = None
+) -> Iterable[Tensor]:
+    """:func:`simulate` in parts that sum ``chunk`` products each, one after the other, the last what is left.
+
+    Half-precision operands are widened: parts are float32, or float64 if the operands are. Of a convolution the
+    summed dimension is that of the implicit GEMM: channels, then the places of the kernel (padding and what a stride
+    leaves out are products of zero); of its ``grad_weight`` samples, then positions.
+    """
+    a, b = (_widened(_plain(operand)) for operand in (first, second))
+    found = products.sums(gemm, a, b, a if like is None else like)
+    if found is None or found.length <= chunk:
+        return [simulate(products, gemm, a, b, like)]
+    return found.parts(chunk)
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _plain(operand: Operand) -> Tensor:
@@ -109,6 +135,13 @@ class LinearProducts:
 
     def grad_second(self, error: Tensor, first: Tensor, like: Tensor) -> Tensor:
         return _rows(error).t().mm(_rows(first))
+
+    def sums(self, gemm: Gemm, first: Tensor, second: Tensor, like: Tensor) -> PartialSums:
+        if gemm == "output":
+            return Contraction(_rows(first), second, ("mk", "nk", "mn"), (*first.shape[:-1], second.shape[0]))
+        if gemm == "grad_first":
+            return Contraction(_rows(first), second, ("mk", "kn", "mn"), like.shape)
+        return Contraction(_rows(first), _rows(second), ("km", "kn", "mn"), like.shape)
 
 
 @dataclass(frozen=True)
@@ -161,6 +194,59 @@ class ConvProducts:
         )
         return result
 
+    # A transposed convolution is a plain one with input and result exchanged: one of them is small, with a position for
+    # each place of the kernel, the other is large. Axes: sample n, group g, channels a (large) and b (small), positions
+    # x, y, z, places in the kernel u, v, w.
+
+    def sums(self, gemm: Gemm, first: Tensor, second: Tensor, like: Tensor) -> PartialSums:
+        if gemm == "grad_second":
+            small, large = (second, first) if self._transposed else (first, second)
+            return self._sums_to_weight(small, large, like)
+        if (gemm == "output") == self._transposed:
+            return self._sums_to_large(first, second, like.shape[2:] if gemm == "grad_first" else None)
+        return self._sums_to_small(first, second, like.shape[2:] if gemm == "grad_first" else None)
+
+    def _sums_to_weight(self, small: Tensor, large: Tensor, weight: Tensor) -> PartialSums:
+        x, u = self._axes
+        seen = self._seen(large, weight.shape[2:], small.shape[2:])
+        return Contraction(self._grouped(small), seen, (f"ngb{x}", f"nga{x}{u}", f"gba{u}"), weight.shape)
+
+    def _sums_to_small(self, large: Tensor, weight: Tensor, sizes: Sequence[int] | None) -> PartialSums:
+        x, u = self._axes
+        seen = self._seen(large, weight.shape[2:], sizes)
+        shape = (large.shape[0], weight.shape[0], *seen.shape[3 : 3 + len(x)])
+        return Contraction(seen, self._grouped(weight, 0), (f"nga{x}{u}", f"gba{u}", f"ngb{x}"), shape)
+
+    def _sums_to_large(self, small: Tensor, weight: Tensor, sizes: Sequence[int] | None) -> PartialSums:
+        x, u = self._axes
+        reach = [step * (size - 1) for size, step in zip(weight.shape[2:], self.dilation, strict=True)]
+        wide = spread_out(small, self.stride)
+        if sizes is None:
+            each = zip(wide.shape[2:], reach, self.padding, self.output_padding or (), strict=True)
+            sizes = [size + more - 2 * around + beyond for size, more, around, beyond in each]
+        before = [more - around for more, around in zip(reach, self.padding, strict=True)]
+        each_side = zip(sizes, reach, before, wide.shape[2:], strict=True)
+        after = [size + more - ahead - own for size, more, ahead, own in each_side]
+        places = windows(padded(wide, before, after), weight.shape[2:], [1] * len(x), self.dilation)
+        seen = self._grouped(places.flip(tuple(range(-len(x), 0))))
+        shape = (small.shape[0], self.groups * weight.shape[1], *sizes)
+        return Contraction(seen, self._grouped(weight, 0), (f"ngb{x}{u}", f"gba{u}", f"nga{x}"), shape)
+
+    @property
+    def _axes(self) -> tuple[str, str]:
+        return "xyz"[: len(self.stride)], "uvw"[: len(self.stride)]
+
+    def _grouped(self, x: Tensor, axis: int = 1) -> Tensor:
+        grouped: Tensor = x.unflatten(axis, (self.groups, x.shape[axis] // self.groups))
+        return grouped
+
+    def _seen(self, large: Tensor, kernel: Sequence[int], sizes: Sequence[int] | None) -> Tensor:
+        """What the kernel sees of the large tensor: (n, g, a, *positions, *kernel), positions cut to ``sizes``."""
+        places = windows(padded(large, self.padding, self.padding), kernel, self.stride, self.dilation)
+        for axis, size in enumerate(sizes or (), 2):
+            places = places.narrow(axis, 0, size)
+        return self._grouped(places)
+
 
 @dataclass(frozen=True)
 class MatmulProducts:
@@ -180,6 +266,19 @@ class MatmulProducts:
         if like.dim() == 2:  # one matrix for the whole batch: one product
             return _rows(first).t().mm(_rows(error)) if first.dim() > 1 else torch.outer(first, error)
         return first.mT.matmul(error).sum_to_size(like.shape)
+
+    def sums(self, gemm: Gemm, first: Tensor, second: Tensor, like: Tensor) -> PartialSums:
+        left, right = (second.mT, first) if gemm == "grad_second" else (first, second)
+        right = right.mT if gemm == "grad_first" else right
+        batch = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+        result = (*batch, left.shape[-2], right.shape[-1])
+        shape = result if gemm == "output" else tuple(like.shape)
+        wanted = (*[1] * (len(result) - len(shape)), *shape)
+        names = ascii_uppercase[: len(batch)]
+        # A factor that is broadcast is one operand of many products: its gradient sums over them too.
+        kept = "".join(name for name, of, size in zip(names, wanted, batch, strict=False) if of == size)
+        a, b = (x.expand(*batch, *x.shape[-2:]) for x in (left, right))
+        return Contraction(a, b, (f"{names}mk", f"{names}kn", f"{kept}mn"), shape)
 
 
 @dataclass(frozen=True)
@@ -205,6 +304,14 @@ class EinsumProducts:
 
     def grad_second(self, error: Tensor, first: Tensor, like: Tensor) -> Tensor:
         return torch.einsum(f"{self.result},{self.first}->{self.second}", error, first)
+
+    def sums(self, gemm: Gemm, first: Tensor, second: Tensor, like: Tensor) -> PartialSums:
+        if gemm == "output":
+            sizes = dict(zip(self.first + self.second, (*first.shape, *second.shape), strict=True))
+            shape = [sizes[index] for index in self.result]
+            return Contraction(first, second, (self.first, self.second, self.result), shape)
+        factor, wanted = (self.second, self.first) if gemm == "grad_first" else (self.first, self.second)
+        return Contraction(first, second, (self.result, factor, wanted), like.shape)
 
 
 def _common(first: str, second: str, result: str) -> Summed:
@@ -236,6 +343,11 @@ class EmbeddingProducts:
             error, first, like.shape[0], self.padding_idx, self.scale_grad_by_freq
         )
         return found
+
+    def sums(self, gemm: Gemm, first: Tensor, second: Tensor, like: Tensor) -> PartialSums | None:
+        if gemm == "output":  # one row, and zeros that nobody adds
+            return None
+        return Occurrences(first, second, like.shape[0], self.padding_idx, self.scale_grad_by_freq)
 
 
 def rotated(x: Tensor, axis: int | None, parts: int, size: int, signs: Tensor) -> Tensor:

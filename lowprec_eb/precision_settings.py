@@ -48,6 +48,10 @@ def _size_kind(value: Any) -> str:
     return "per GEMM" if isinstance(value, dict) else "text" if value == _AS_BASE else "size"
 
 
+def _number_kind(value: Any) -> str:
+    return "text" if value == _AS_BASE else "number"
+
+
 def _override_kind(value: Any) -> str:
     return "precision" if isinstance(value, dict) else "text"
 
@@ -99,6 +103,7 @@ _Sizes = Annotated[
     Annotated[int, Tag("size")] | Annotated[SizesSettings, Tag("per GEMM")] | Annotated[str, Tag("text")],
     Discriminator(_size_kind),
 ]
+_Number = Annotated[Annotated[int, Tag("number")] | Annotated[str, Tag("text")], Discriminator(_number_kind)]
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,7 @@ class PrecisionSettings:
     master: _Operand = _AS_BASE
     rounding: Rounding | None = None
     hadamard: _Sizes | None = _AS_BASE
+    accumulator_chunk: _Number | None = _AS_BASE
     block_axis: Literal["reduction", "format"] | None = None
     vectors: bool | None = None
     overrides: tuple[OverrideSettings, ...] | None = None
@@ -140,7 +146,7 @@ class PrecisionSettings:
             changes["name"] = stated
         if self.overrides is not None:
             changes["overrides"] = tuple((one.layers, one.value()) for one in self.overrides)
-        for key in (*OPERANDS, "hadamard"):
+        for key in (*OPERANDS, "hadamard", "accumulator_chunk"):
             if (value := getattr(self, key)) != _AS_BASE:
                 changes[key] = _from_settings(value)
         return precision(Precision() if self.base is None else self.base, **changes)

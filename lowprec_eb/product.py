@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lowprec_eb.gemm import Gemm, Products, simulate
+from lowprec_eb.gemm import Gemm, Products, simulate, simulate_in_chunks
 from lowprec_eb.rounder import Reading, Rounder
 
 # By a factor's role: the GEMM that gives its gradient, and the one under which a precision says how a backward GEMM
@@ -69,7 +69,7 @@ class _LowPrecisionProduct(torch.autograd.Function):
             a_again = _read_again(rounder, first, a, readings[0], readings[5]) if wanted[1] else a
             b_again = _read_again(rounder, second, b, readings[1], readings[3]) if wanted[0] else b
             ctx.save_for_backward(a_again, b_again)
-        result = rounder.result(simulate(products, "output", a, b), "accumulator", ("accumulator", "output"))
+        result = _accumulated(rounder, products, "output", a, b, "output")
         if bias is not None:
             result = result + bias.view(_bias_shape(products, result.dim()))
         return rounder.result(result, "output", ("output", None))
@@ -119,8 +119,19 @@ def _read_again(rounder: Rounder, x: Tensor, known: Tensor, forward: Reading, ba
 
 def _gradient(ctx: Any, gemm: Gemm, error: Tensor | None, factor: Tensor, like: Tensor, reading: Reading) -> Tensor:
     assert error is not None
-    found = simulate(ctx.products, gemm, error, factor, like)
-    return ctx.rounder.result(found, "accumulator", ("accumulator", reading.gemm))  # type: ignore[no-any-return]
+    return _accumulated(ctx.rounder, ctx.products, gemm, error, factor, reading.gemm, like)
+
+
+def _accumulated(
+    rounder: Rounder, products: Products, gemm: Gemm, a: Tensor, b: Tensor, named: str, like: Tensor | None = None
+) -> Tensor:
+    """The product as it leaves the accumulator; ``named`` is the GEMM to the precision."""
+    chunk = rounder.scope.precision.accumulator_chunk
+    # Without values, as the counter runs a model, a GEMM is one GEMM, however it is simulated.
+    if chunk is None or b.is_meta:
+        return rounder.result(simulate(products, gemm, a, b, like), "accumulator", ("accumulator", named))
+    dtype = a.dtype if a.is_floating_point() else b.dtype
+    return rounder.accumulated(simulate_in_chunks(products, gemm, a, b, chunk, like), named).to(dtype)
 
 
 def _sum_to_bias(products: Products, error: Tensor | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -109,6 +109,35 @@ class Rounder:
         """A result as it is written: the layer's output, or a product as it leaves the accumulator."""
         return self._rounded(x, self.scope.readings[operand, None], operand, slot, -1)
 
+    def accumulated(self, parts: Iterable[Tensor], gemm: str) -> Tensor:
+        """The running sum of ``parts``; each of them, and the sum after each addition, is rounded to the accumulator.
+
+        An addition is done in the parts' dtype and rounded after it: as one rounding to nearest where a format's
+        significand has at most 11 bits in float32, 25 in float64 (Figueroa 1995, "When is double rounding innocuous?").
+
+        Source: Wang et al. 2018 ("Training Deep Neural Networks with 8-bit Floating Point Numbers"), chunk-based
+        accumulation, of which this is the sum between chunks; theirs rounds within a chunk too.
+        """
+        reading, slot = self.scope.readings["accumulator", None], ("accumulator", gemm)
+        assert reading is not None
+        fmt = self.scope.along(reading.fmt, -1) or reading.fmt
+        running: Tensor | None = None
+        exact: Any = 0.0
+        within: Any = True
+        for number, part in enumerate(parts):
+            held, inside = self._quantized(part, reading, fmt, "accumulator", slot, 2 * number)
+            within = within & inside
+            if watchers:
+                exact = exact + part
+            if running is not None:
+                held, inside = self._quantized(running + held, reading, fmt, "accumulator", slot, 2 * number + 1)
+                within = within & inside
+            running = held
+        assert running is not None
+        if watchers:
+            self._show(exact, running, within, reading, "accumulator", slot)
+        return running
+
     def reads_alike(self, one: Reading, other: Reading) -> bool:
         """Whether two GEMMs read the very same rounded tensor: then it is rounded once."""
         first, second = (self.scope.readings[reading.operand, reading.named] for reading in (one, other))
@@ -142,9 +171,19 @@ class Rounder:
         return self._values(x, reading, turned or reading.fmt, operand, slot)
 
     def _values(self, x: Tensor, reading: Rounded, fmt: Format, operand: str, slot: tuple[str, str | None]) -> Tensor:
+        result, inside = self._quantized(x, reading, fmt, operand, slot)
+        if watchers:
+            self._show(x, result, inside, reading, operand, slot)
+        return result
+
+    def _quantized(
+        self, x: Tensor, reading: Rounded, fmt: Format, operand: str, slot: tuple[str, str | None], turn: int = 0
+    ) -> tuple[Tensor, Any]:
+        """Rounded values; which lie within the range, True if nobody watches. Each ``turn`` has its own random bits."""
         rounding: Any = reading.rounding if self.training else "nearest"
         drawn = self._seed(slot) if rounding == "stochastic" else None
         seed = None if drawn is None else drawn.to(x.device)
+        offset = None if seed is None or turn == 0 else torch.full((), turn * x.numel(), dtype=torch.int64)
         bits, backend = self.scope.bits.get(operand), self.scope.precision.backend
         scales = self._running_scales(reading, self._key(*slot), x.device, bits)
         # Straight to the operator: no gradient passes here, and a compiler cannot trace the checks of `quantize`.
@@ -152,17 +191,21 @@ class Rounder:
             divisor = None if reading.prescale == 1 else _spread_scale(x, fmt, scales, bits) / reading.prescale
             wide, grid = (x, fmt) if divisor is None else (x / divisor, fmt.element)
             scales, bits = (scales, bits) if divisor is None else ([], None)
-            found = operator.rounded(wide, grid, rounding, seed, None, scales, bits, backend)
+            found = operator.rounded(wide, grid, rounding, seed, offset, scales, bits, backend)
         except ValueError as error:
             raise ValueError(f"layer {self.scope.name!r}, {operand}: {error}") from error
-        result = found if divisor is None else found * divisor
-        if watchers:
-            inside = operator.in_range(wide, repr(grid), scales, bits)
-            shown = reading.fmt if bits is None else at_bits(reading.fmt, int(bits))
-            name = f"second {operand}" if slot[0].startswith("second") else operand
-            gemm = None if self._is_read_once(operand) else slot[1]
-            show(Observation(self.scope, self.call, name, gemm, x, result, inside, shown, rounding))
-        return result
+        inside = operator.in_range(wide, repr(grid), scales, bits) if watchers else True
+        return found if divisor is None else found * divisor, inside
+
+    def _show(
+        self, x: Tensor, result: Tensor, inside: Tensor, reading: Rounded, operand: str, slot: tuple[str, str | None]
+    ) -> None:
+        bits = self.scope.bits.get(operand)
+        shown = reading.fmt if bits is None else at_bits(reading.fmt, int(bits))
+        name = f"second {operand}" if slot[0].startswith("second") else operand
+        gemm = None if self._is_read_once(operand) else slot[1]
+        rounding = str(reading.rounding) if self.training else "nearest"
+        show(Observation(self.scope, self.call, name, gemm, x, result, inside, shown, rounding))
 
     def _running_scales(self, reading: Rounded, key: str, device: torch.device, bits: Tensor | None) -> list[Tensor]:
         """What evaluation uses in place of the tensor's own range, if training saw any; training uses none."""

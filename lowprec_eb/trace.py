@@ -46,7 +46,8 @@ class TracedOperand:
             backward products are under ``grad_input`` and, for activations, ``grad_weight``); None where all that read
             it read the same rounded tensor.
         rounding: as it was done, so ``nearest`` in eval mode.
-        elements: rounded in all.
+        elements: rounded in all. Of an accumulator in chunks, whole sums: x is the sum in full precision, clamped is
+            what was so on the way.
         saturation_rate: share of the elements beyond the largest number of their block that were clamped to a finite
             one. overflow_rate: share that was finite and became an infinity or NaN.
         underflow_rate: share of the non-zero elements that became zero.

@@ -21,6 +21,7 @@ in_layers = (
     | st.builds(lp.Rounded, takes_scale, st.none() | roundings, momenta)
     | st.builds(lp.Rounded, one_scale, st.none() | roundings, prescale=numbers)
 )
+accumulations = st.just((None, None)) | st.tuples(kept, st.none() | st.integers(1, 512))  # a chunk needs a format
 sizes = st.none() | st.sampled_from([2, 64, 1024])
 # Letters of every kind, digits and signs that mean something in YAML.
 names = st.text(st.characters(codec="utf-8", categories=["L", "N"]) | st.sampled_from(" :#-'\"{}[]@%\\,&*"), max_size=8)
@@ -35,8 +36,10 @@ def built(overrides):
     operands = {name: per_gemm(name) for name in READERS}
     operands |= dict.fromkeys(LAYER_OPERANDS, st.none() | kept)
     operands |= dict.fromkeys(OPTIMIZER_OPERANDS, st.none() | kept)
+    del operands["accumulator"]
     return st.builds(
-        Precision,
+        lambda accumulation, **rest: Precision(accumulator=accumulation[0], accumulator_chunk=accumulation[1], **rest),
+        accumulations,
         name=names,
         rounding=roundings,
         hadamard=sizes | st.builds(lp.PerGemm, sizes, sizes, sizes),

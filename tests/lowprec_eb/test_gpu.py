@@ -53,6 +53,29 @@ class Silent:
     def end(self, arm, outcome): ...
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("case", ["linear on tokens", "conv2d grouped", "conv_transpose2d", "attention", "einsum"])
+def test_accumulation_in_chunks_is_that_of_the_cpu(case, rounding):
+    precision = lp.Precision(accumulator=lp.Float(6, 9), accumulator_chunk=3, rounding=rounding)
+    model, x = build(case)
+    lp.lower(model, precision)
+    torch.manual_seed(0)
+    expected = results(model, x)
+    torch.manual_seed(0)
+    found = results(model.cuda(), x.cuda())
+    for name, value in expected.items():  # where a partial sum has another last bit, a neighbouring number may come out
+        error = (found[name].cpu() - value).norm() / value.norm()
+        assert error < 0.002, f"{name}: {error}"
+
+
+def test_an_embedding_accumulated_in_chunks_is_that_of_the_cpu():
+    model, index = torch.nn.Sequential(torch.nn.Embedding(5, 4)), torch.arange(40).view(2, 20) % 4
+    lp.lower(model, lp.Precision(accumulator=lp.Float(6, 3), accumulator_chunk=2))
+    expected = results(model, index)
+    found = results(model.cuda(), index.cuda())
+    assert torch.allclose(found["0.weight"].cpu(), expected["0.weight"])
+
+
 def test_an_early_bird_runs_and_is_measured_where_nvml_is(tiny, tmp_path):
     config = dataclasses.replace(tiny, device="cuda")
     arm = next(arm for arm in config.pipelines if arm.name == "LL")

@@ -43,7 +43,8 @@ def test_equal_meanings_are_equal_whatever_their_spelling(precision):
     rotation = lp.PerGemm(**{gemm: precision.rotation(gemm) for gemm in GEMMS})
     again = Precision(
         precision.name, **spelled, rounding=precision.rounding, hadamard=rotation, block_axis=precision.block_axis,
-        vectors=precision.vectors, overrides=list(precision.overrides), backend=precision.backend,
+        accumulator_chunk=precision.accumulator_chunk, vectors=precision.vectors, overrides=list(precision.overrides),
+        backend=precision.backend,
     )  # fmt: skip
     assert again == precision and hash(again) == hash(precision) and repr(again) == repr(precision)
     assert pickle.loads(pickle.dumps(precision)) == precision
@@ -241,6 +242,11 @@ TWO_LEVELS = lp.ScaledFloat(lp.FP4_E2M1, scale=lp.FP8_E4M3, tensor_scale=True)
         (lambda: Precision(hadamard=2048), "hadamard: must be a power of two from 2 to 1024, got 2048"),
         (lambda: Precision(hadamard=True), "hadamard must be a size, a PerGemm of sizes, or None, got True"),
         (lambda: Precision(hadamard=lp.PerGemm(output="bf16")), "hadamard: must be a power of two"),
+        (lambda: Precision("a", accumulator_chunk=64), "precision 'a': accumulator_chunk=64 needs .* accumulator"),
+        (lambda: lp.precision(Precision(accumulator="bf16", accumulator_chunk=8), accumulator=None), "needs a format"),
+        (lambda: Precision(accumulator="bf16", accumulator_chunk=0), "accumulator_chunk must be .* got 0"),
+        (lambda: Precision(accumulator="bf16", accumulator_chunk=True), "accumulator_chunk must be .* got True"),
+        (lambda: Precision(accumulator="bf16", accumulator_chunk=6.4), "accumulator_chunk must be .* got 6.4"),
         (lambda: Precision(overrides="@last"), "overrides must be pairs of a pattern and a precision"),
         (lambda: Precision(overrides=("@last", "fp32")), r"overrides\[0\] must be a pair"),
         (lambda: Precision(overrides=[("@frist", Precision())]), "override pattern .*did you mean '@first'"),

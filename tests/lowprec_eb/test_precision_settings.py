@@ -60,6 +60,17 @@ overrides:
     )
 
 
+def test_a_chunk_in_yaml_is_as_in_the_base_until_it_is_given(tmp_path):
+    chunked = Precision("a", accumulator="fp16", accumulator_chunk=64)
+    text = dump_precision(chunked)
+    assert text == "name: a\naccumulator: fp16\naccumulator_chunk: 64\n"
+    assert load_precision(written(tmp_path, text)) == chunked
+    outer = "overrides: [{layers: b, precision: {accumulator: bf16, accumulator_chunk: 8}}]"
+    inner = load_precision(written(tmp_path, outer)).of_layer("b")
+    assert (inner.accumulator, inner.accumulator_chunk) == (lp.BF16, 8)
+    assert load_precision(written(tmp_path, "{accumulator: fp16, accumulator_chunk: null}")).accumulator_chunk is None
+
+
 def test_yaml_is_short(tmp_path):
     assert dump_precision(RECIPES["bf16"]) == "name: bf16\nweight: bf16\nactivation: bf16\nerror: bf16\n"
     assert "precision: fp32" in dump_precision(RECIPES["int8"])  # a recipe in an override is written as its name
@@ -80,6 +91,10 @@ BAD_YAML = [
     ("block_axis: formt", "block_axis: expected 'reduction' or 'format', got 'formt'; did you mean 'format'?"),
     ("hadamard: big", "hadamard: expected a whole number, got 'big'"),
     ("hadamard: 48", "hadamard: must be a power of two from 2 to 1024, got 48"),
+    ("accumulator_chunk: many", "accumulator_chunk: expected a whole number, got 'many'"),
+    ("accumulator_chunk: {output: 1}", "accumulator_chunk: expected a whole number, got a mapping"),
+    ("accumulator_chunk: 0", "accumulator_chunk must be a number of products, 1 or more, or None, got 0"),
+    ("accumulator_chunk: 64", "give accumulator, or None for accumulator_chunk too"),
     ("overrides: [{layers: a, precision: fp31}]", "0.precision: unknown precision 'fp31'; did you mean 'fp32'?"),
     ("overrides: [{layers: a, precision: {wieght: bf16}}]", "0.precision.wieght: unknown key; did you mean 'weight'?"),
 ]  # fmt: skip
