@@ -24,7 +24,7 @@ from energy_models.counts import OpCounts
 from energy_models.estimate import ModelledEnergy
 
 SCHEMA = 1
-Phase = Literal["search", "train", "prune", "retrain", "detect", "eval"]
+Phase = Literal["search", "train", "prune", "retrain", "detect", "average", "eval"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 GEMMS = ("output", "grad_input", "grad_weight")
 _HEADER = json.dumps({"schema": SCHEMA}).encode() + b"\n"

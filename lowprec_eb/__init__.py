@@ -4,6 +4,7 @@
 ``energy_models`` counts operations and prices them.
 """
 
+from lowprec_eb.averaging import WeightAverage
 from lowprec_eb.formats import (
     BF16,
     FP4_E2M1,
@@ -70,6 +71,7 @@ __all__ = [
     "ScaledFloat",
     "Ticket",
     "TracedOperand",
+    "WeightAverage",
     "backend_for",
     "channel_groups",
     "compact",

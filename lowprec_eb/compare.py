@@ -61,7 +61,8 @@ def run_arm(config: Config, out: Path, seed: int, arm: ArmSettings, observer: Co
     torch.set_num_threads(config.threads)
     task = replace(_task(config.task, config.device), seed=seed)
     profile, label = load_profile(config.profile), (seed, arm.name)
-    lab = TrainingLab(config.lab, task, profile, seed, out / "stages", config.run_name, ArmObserver(observer, label))
+    settings, stages, progress = config.lab.of_arm(arm), out / "stages", ArmObserver(observer, label)
+    lab = TrainingLab(settings, task, profile, seed, stages, config.run_name, progress)
     observer.begin(label)
     try:
         result = _result(lab, arm)
@@ -73,8 +74,10 @@ def run_arm(config: Config, out: Path, seed: int, arm: ArmSettings, observer: Co
 
 def plan(config: Config) -> Comparison:
     """Predict MACs and modelled energy of every arm for one seed, without training; its accuracies are NaN."""
-    lab = PlanningLab(config.lab, _task(config.task, config.device), load_profile(config.profile), config.seeds[0])
-    return gather(config, [_result(lab, arm) for arm in config.pipelines])
+    task, profile, seed = _task(config.task, config.device), load_profile(config.profile), config.seeds[0]
+    with_and_without = {arm.averaging: config.lab.of_arm(arm) for arm in config.pipelines}
+    labs = {key: PlanningLab(settings, task, profile, seed) for key, settings in with_and_without.items()}
+    return gather(config, [_result(labs[arm.averaging], arm) for arm in config.pipelines])
 
 
 @lru_cache(maxsize=1)
@@ -108,9 +111,22 @@ def gather(config: Config, results: Sequence[ArmResult]) -> Comparison:
         rows=rows,
         mask_histories=tuple(_mask_histories(results)),
         splits=_task(config.task, config.device).samples,
-        notes=(*NOTES, *_uncounted(rows)),
+        notes=(*NOTES, *_averaged(config, results), *_uncounted(rows)),
         margin=config.margin,
     )
+
+
+def _averaged(config: Config, results: Sequence[ArmResult]) -> list[str]:
+    """Which arms deliver an average, and what that means for their numbers, in one line; nothing if none does."""
+    arms = list(dict.fromkeys(result.outcome.arm for result in results if result.outcome.averaging))
+    settings = config.training.averaging
+    if settings is None or not arms:
+        return []
+    every = f"every {settings.interval} {settings.unit}(s) after {settings.start_epoch(config.training.epochs)} epochs"
+    return [
+        f"Weights averaged ({settings.kind}, {every}): {', '.join(arms)}. Their accuracies are of the average, not of "
+        "the epoch that validation selects; the phase `average` has what it costs."
+    ]
 
 
 def _uncounted(rows: Mapping[str, Sequence[LedgerRow]]) -> list[str]:

@@ -86,6 +86,8 @@ class Config:
                 f"ticket.deadline ({ticket.deadline}) must be below training.epochs ({self.training.epochs}): "
                 "the ticket is retrained in the epochs that are left"
             )
+        if self.training.averaging is not None:
+            self.training.averaging.check(self.training.epochs, ticket.deadline)
         needed = ticket.window + (1 if ticket.rule == "consecutive" else 0)
         if needed > ticket.deadline:
             raise ValueError(

@@ -9,29 +9,52 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from energy_models import NumberFormat, OpCounts, count, count_sgd_step, element_ops
+from energy_models import FP32, ElementOps, NumberFormat, OpCounts, count, count_sgd_step, element_ops
+from energy_models.counts import quantizer_ops
+from lowprec_eb.averaging import StatisticsPass, WeightAverage
+from lowprec_eb.formats import Format
 from lowprec_eb.optim import LowPrecisionOptimizer
 from lowprec_eb.tasks import Task
 from lowprec_eb.tickets import TicketSettings, batch_norms
 
 
 @dataclass(frozen=True)
+class AverageCosts:
+    """Operations of one update of a weight average, of the pass that takes the averaged model's batch statistics, and
+    of its passes over the held-out splits."""
+
+    update: OpCounts
+    statistics: OpCounts
+    validate: OpCounts
+    test: OpCounts
+
+
+@dataclass(frozen=True)
 class EpochCosts:
-    """Operations of one epoch's training, of one look of the detector, and of one pass over the held-out splits."""
+    """Operations of one epoch's training, of one look of the detector, and of one pass over the held-out splits;
+    ``average``: of what a weight average takes besides, None without one."""
 
     train: OpCounts
     detect: OpCounts
     validate: OpCounts
     test: OpCounts
+    average: AverageCosts | None = None
 
     @property
     def uncounted(self) -> tuple[str, ...]:
         """Operations with arithmetic that no formula covers."""
-        return tuple(sorted({*self.train.uncounted, *self.validate.uncounted}))
+        average = () if self.average is None else self.average.statistics.uncounted
+        return tuple(sorted({*self.train.uncounted, *self.validate.uncounted, *average}))
 
 
 def epoch_costs(
-    model: nn.Module, optimizer: LowPrecisionOptimizer, task: Task, *, sparsity: float, detector: TicketSettings | None
+    model: nn.Module,
+    optimizer: LowPrecisionOptimizer,
+    task: Task,
+    *,
+    sparsity: float,
+    detector: TicketSettings | None,
+    average: WeightAverage | None = None,
 ) -> EpochCosts:
     """Count the operations of ``model`` as it stands: its widths, its lowering, its frozen parameters."""
     step = optimizer_costs(model, optimizer)
@@ -42,7 +65,41 @@ def epoch_costs(
         detect=detector_costs(model, detector) if detector is not None else OpCounts(),
         validate=_pass_costs(model, task, "validation", None),
         test=_pass_costs(model, task, "test", None),
+        average=None if average is None else average_costs(average, model, optimizer, task),
     )
+
+
+def average_costs(
+    average: WeightAverage, model: nn.Module, optimizer: LowPrecisionOptimizer, task: Task
+) -> AverageCosts:
+    """What averaging the weights of ``model`` takes, the averaged model at its own precision."""
+    passed = StatisticsPass(average.model)
+    return AverageCosts(
+        update=average_update_costs(average, model, optimizer),
+        statistics=_pass_costs(passed, task, "train", None) if average.has_statistics else OpCounts(),
+        validate=_pass_costs(average.model, task, "validation", None),
+        test=_pass_costs(average.model, task, "test", None),
+    )
+
+
+def average_update_costs(average: WeightAverage, model: nn.Module, optimizer: LowPrecisionOptimizer) -> OpCounts:
+    """One update over the trainable parameters: average += (weight - average) * share, 2 additions and 1 multiplication
+    per element. It reads the average and the weight and writes the average, each at the bits it is stored with; a
+    format of the average's own adds a quantizer's pass. The first update, a copy, is charged as the others."""
+    rows = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        elements, shape, own = parameter.numel(), parameter.shape, average.parameter_format(parameter)
+        kept, weight = _stored_bits(shape, own), _stored_bits(shape, optimizer.parameter_format("master", parameter))
+        rows.append(ElementOps("average", name, elements, 2 * elements, elements, 0, kept + weight, kept))
+        if own is not None:
+            rows.append(quantizer_ops(name, elements, kept))
+    return OpCounts(element_ops=tuple(rows))
+
+
+def _stored_bits(shape: torch.Size, fmt: Format | None) -> int:
+    return FP32.bits * math.prod(shape) if fmt is None else fmt.storage_bits(shape)
 
 
 def _pass_costs(model: nn.Module, task: Task, split: str, step: OpCounts | None) -> OpCounts:

@@ -28,6 +28,7 @@ from lowprec_eb.precision import Precision
 from lowprec_eb.quantize.random_bits import derive_seed
 from lowprec_eb.recipes import precision as named_precision
 from lowprec_eb.stage import Progress, Stage, StagePhase, StageResult, StageRun, Start
+from lowprec_eb.stage_average import stage_average
 from lowprec_eb.strict_config import digest
 from lowprec_eb.tasks import Task, TaskSettings
 from lowprec_eb.tickets import Ticket, TicketSettings, batch_norms, draw_by_gamma, keep_random, plan_compaction
@@ -45,7 +46,8 @@ class ArmSettings:
     precision: of training, or of retraining where there is a search; a recipe's name, or one that the comparison
     defines. search_precision: of the search; the same as ``precision`` where it is left out. weights: what a ticket is
     retrained from, ``"inherit"`` (the weights it was drawn with, the schedule goes on) or ``"reinit"`` (new random
-    weights, the whole schedule).
+    weights, the whole schedule). averaging: whether the comparison's ``training.averaging`` holds for this arm, so that
+    arms with and without can stand side by side.
     """
 
     name: str
@@ -53,6 +55,7 @@ class ArmSettings:
     precision: str = "fp32"
     search_precision: str | None = None
     weights: Literal["inherit", "reinit"] = "inherit"
+    averaging: bool = True
 
     def __post_init__(self) -> None:
         if not self.name.strip():
@@ -80,6 +83,10 @@ class LabSettings:
     backend: str = "auto"
     threads: int = 1
     precisions: Mapping[str, Precision] = field(default_factory=dict)
+
+    def of_arm(self, arm: ArmSettings) -> LabSettings:
+        """The same without averaging, for an arm that is to have none."""
+        return self if arm.averaging else replace(self, training=replace(self.training, averaging=None))
 
 
 class Lab(ABC):
@@ -164,6 +171,7 @@ class Lab(ABC):
             channels_total=sum(norm.num_features for norm in batch_norms(self._dense).values()),
             forward_macs=self._forward_macs(final.state.model),
             dense_forward_macs=self._forward_macs(self._dense),
+            averaging=None if self.settings.training.averaging is None else self.settings.training.averaging.kind,
         )
 
     def _forward_macs(self, model: nn.Module) -> int:
@@ -171,10 +179,12 @@ class Lab(ABC):
         return count(model, self.example[:1], training=False).macs["output"]
 
     def _stage(self, start: Start, phase: StagePhase, precision: Precision, sparsity: float, detect: bool) -> Stage:
+        training = self.settings.training
         return Stage(
             task=replace(self.settings.task, data_root=None),
             model=self.settings.model,
-            training=self.settings.training,
+            # A search draws a ticket from the weights themselves and delivers no model: there is nothing to average.
+            training=replace(training, averaging=None) if detect else training,
             seed=self.seed,
             phase=phase,
             precision=repr(precision),
@@ -222,12 +232,20 @@ class PlanningLab(Lab):
         model = copy.deepcopy(start.model)
         lower(model, recipe)
         optimizer = LowPrecisionOptimizer(stage.training.optimizer(model), recipe, stage.seed)
-        costs = epoch_costs(model, optimizer, self.task, sparsity=stage.sparsity, detector=stage.detector)
+        averaging = stage_average(model, stage.training, stage.epochs, recipe, self.task, stage.seed)
+        average = None if averaging is None else averaging.average
+        costs = epoch_costs(
+            model, optimizer, self.task, sparsity=stage.sparsity, detector=stage.detector, average=average
+        )
         epochs = len(stage.epochs)
         per_phase = {stage.phase: costs.train * epochs, "eval": costs.validate * epochs}
-        if stage.detector is None:
+        if averaging is not None and costs.average is not None:
+            updates = sum(averaging.updates(epoch) for epoch in stage.epochs)
+            per_phase["average"] = costs.average.update * updates + costs.average.statistics + costs.average.validate
+            per_phase["eval"] += costs.average.test
+        elif stage.detector is None:
             per_phase["eval"] += costs.test
-        else:
+        if stage.detector is not None:
             per_phase["detect"] = costs.detect * epochs
         if start.costs is not None:
             per_phase["prune"] = start.costs

@@ -23,7 +23,8 @@ class TicketSummary:
 class Outcome:
     """One pipeline arm, one seed.
 
-    Accuracies are fractions in [0, 1], test accuracy at the epoch that validation selected. ``stages`` are the ledger
+    Accuracies are fractions in [0, 1], test accuracy at the epoch that validation selected, or with ``averaging`` (its
+    kind: "swalp", "swa" or "ema"; None: none) both of the averaged model. ``stages`` are the ledger
     stages that this arm is charged for, in order; a stage may be charged to several arms. ``forward_macs`` and
     ``dense_forward_macs`` are of one image. ``weights`` is what a ticket was retrained from: "inherit" or "reinit".
     """
@@ -43,3 +44,4 @@ class Outcome:
     channels_total: int
     forward_macs: int
     dense_forward_macs: int
+    averaging: str | None = None

@@ -31,6 +31,7 @@ from lowprec_eb.models import ModelSettings
 from lowprec_eb.optim import LowPrecisionOptimizer
 from lowprec_eb.precision import Precision
 from lowprec_eb.quantize.random_bits import derive_seed
+from lowprec_eb.stage_average import stage_average
 from lowprec_eb.strict_config import digest, to_plain
 from lowprec_eb.tasks import Task, TaskSettings
 from lowprec_eb.tickets import EarlyBird, Ticket, TicketSettings, gamma_scores
@@ -98,7 +99,8 @@ class Start:
 @dataclass(frozen=True, eq=False)
 class StageResult:
     """A finished stage: the state it ended in, and how the best epoch on validation did on test (None: a search,
-    which delivers a ticket and no model).
+    which delivers a ticket and no model). Where weights are averaged, the average is that state, without momentum, and
+    what was validated and tested; ``best_epoch`` is the last one that it may hold.
 
     ``scores`` is ``|gamma|`` after every epoch, shape (epochs, channels): an observation for pictures, not charged.
     """
@@ -169,6 +171,7 @@ class StageRun(Callback):
             # A copy: torch keeps the tensors it is given, and another arm may begin with the same ones.
             self.optimizer.inner.load_state_dict(copy.deepcopy(dict(start.optimizer_state)))
         self.detector = _detector(stage.detector)
+        self.averaging = stage_average(self.model, stage.training, stage.epochs, precision, task, stage.seed)
         self.position = _Position(next_epoch=stage.first_epoch)
         self.progress: Progress | None = None
         self.priced: dict[int, tuple[OpCounts, ModelledEnergy]] = {}
@@ -230,6 +233,8 @@ class StageRun(Callback):
         self._charge(
             "eval", report.epoch, self.costs.validate, samples["validation"], validating, {"split": "validation"}
         )
+        if self.averaging is not None:
+            self.averaging.charge_updates(self._charge, self.costs.average, report)
         self._advance(report.epoch, accuracy, ticket)
         if self.progress is not None:
             self.progress.epoch(self.stage, row, sum(r.modelled.nominal_j for r in self.ledger.settled()))
@@ -247,8 +252,9 @@ class StageRun(Callback):
     # Steps of a run ------------------------------------------------------------------------------------------------
 
     def _count(self) -> EpochCosts:
+        stage, average = self.stage, None if self.averaging is None else self.averaging.average
         return epoch_costs(
-            self.model, self.optimizer, self.task, sparsity=self.stage.sparsity, detector=self.stage.detector
+            self.model, self.optimizer, self.task, sparsity=stage.sparsity, detector=stage.detector, average=average
         )
 
     def _train(self) -> None:
@@ -259,38 +265,39 @@ class StageRun(Callback):
         callbacks: list[Callback] = [self]
         if self.stage.sparsity:
             callbacks.insert(0, SparsityPenalty(self.model, self.stage.sparsity))
-        epochs = range(self.position.next_epoch, self.stage.epochs.stop)
-        train(
-            self.model,
-            self.optimizer,
-            self.task,
-            epochs,
-            self.stage.training,
-            seed=self.stage.seed,
-            callbacks=callbacks,
-        )
+        if self.averaging is not None:
+            self.averaging.begin(self.position.next_epoch)
+            callbacks.insert(0, self.averaging)
+        stage, epochs = self.stage, range(self.position.next_epoch, self.stage.epochs.stop)
+        train(self.model, self.optimizer, self.task, epochs, stage.training, seed=stage.seed, callbacks=callbacks)
 
     def _finish(self) -> None:
         """A search ends with a ticket, at its deadline with the best so far; any other stage with a test."""
         if self.detector is None:
-            self.position.test_accuracy = self._test_best_epoch()
+            if self.averaging is not None:
+                position, costs = self.position, self.costs.average
+                position.best_accuracy = self.averaging.validate(self._charge, costs, self.task, position.next_epoch)
+                position.best_epoch = position.next_epoch - 1
+            self.position.test_accuracy = self._test()
         elif self.position.ticket is None:
             assert self.detector.best is not None
             self.position.ticket = replace(self.detector.best, on_time=False)
         self.position.finished = True
         self._save()
 
-    def _test_best_epoch(self) -> float:
-        """Test accuracy at the epoch that validation selected; the model keeps its final state."""
+    def _test(self) -> float:
+        """Test accuracy of the average, or at the epoch that validation selected; the model keeps its final state."""
         final = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.model.load_state_dict(self.position.best_state)
+        model, costs = self.model, self.costs.test
+        if self.averaging is not None and self.costs.average is not None:
+            model, costs = self.averaging.average.model, self.costs.average.test
+        else:
+            self.model.load_state_dict(self.position.best_state)
         with measure(self.stage.device) as testing:
-            _, accuracy = self.task.evaluate(self.model, "test")
+            _, accuracy = self.task.evaluate(model, "test")
         self.model.load_state_dict(final)
         # The test pass stands at the epoch after the last, so that it does not collide with a validation row.
-        self._charge(
-            "eval", self.position.next_epoch, self.costs.test, self.task.samples["test"], testing, {"split": "test"}
-        )
+        self._charge("eval", self.position.next_epoch, costs, self.task.samples["test"], testing, {"split": "test"})
         return accuracy
 
     def _charge(
@@ -326,6 +333,7 @@ class StageRun(Callback):
             "optimizer": self.optimizer.state_dict(),
             "detector": None if self.detector is None else self.detector.state_dict(),
             "position": self.position.to_tree(),
+            "average": None if self.averaging is None else self.averaging.average.state_dict(),
         }
         tensors, plain = checkpoints.pack(tree)
         checkpoints.save(self.state_file, tensors, {"stage": self.stage.key, "tree": plain})
@@ -341,6 +349,8 @@ class StageRun(Callback):
         self.optimizer.load_state_dict(tree["optimizer"])
         if self.detector is not None:
             self.detector.load_state_dict(tree["detector"])
+        if self.averaging is not None:
+            self.averaging.average.load_state_dict(tree["average"])
         self.position = _Position.from_tree(tree["position"])
 
     def _check_ledger(self) -> None:
@@ -352,6 +362,8 @@ class StageRun(Callback):
         expected = {(phase, epoch) for phase in phases for epoch in range(stage.first_epoch, position.next_epoch)}
         if position.finished and stage.detector is None:
             expected.add(("eval", position.next_epoch))
+        if self.averaging is not None:
+            expected |= {("average", epoch) for epoch in self.averaging.charged(position.next_epoch, position.finished)}
         if self.start.costs is not None:
             expected.add(("prune", stage.first_epoch))
         rows = self.ledger.settled() if self.ledger.path.exists() else []
@@ -364,8 +376,10 @@ class StageRun(Callback):
 
     def _result(self) -> StageResult:
         position = self.position
-        model = raise_(self.model).cpu()
-        state = Start(f"stage/{self.stage.key}", model, self.optimizer.inner.state_dict(), position.next_epoch)
+        # Momentum belongs to the weights that were trained, not to their average.
+        model = self.model if self.averaging is None else self.averaging.average.model
+        momentum = self.optimizer.inner.state_dict() if self.averaging is None else None
+        state = Start(f"stage/{self.stage.key}", raise_(model).cpu(), momentum, position.next_epoch)
         return StageResult(
             key=self.stage.key,
             state=state,

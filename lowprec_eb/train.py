@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from energy_models import MeasuredEnergy, measure
+from lowprec_eb.averaging import AveragingSettings
 from lowprec_eb.quantize.random_bits import derive_seed
 from lowprec_eb.tasks import Task
 from lowprec_eb.tickets import batch_norms
@@ -22,6 +23,7 @@ class TrainSettings:
 
     milestones: shares of ``epochs`` at which the learning rate is multiplied by ``decay`` (0.5 and 0.75 are the paper's
     epochs 80 and 120 of 160).
+    averaging: of the weights, in stages that deliver a model; null averages nothing.
     """
 
     epochs: int = 20
@@ -30,6 +32,7 @@ class TrainSettings:
     decay: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    averaging: AveragingSettings | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -44,9 +47,14 @@ class TrainSettings:
             raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+        if self.averaging is not None:
+            self.averaging.check(self.epochs)
 
     def learning_rate_at(self, epoch: int) -> float:
         """A function of the epoch alone: a run that starts or resumes at any epoch misses no drop."""
+        averaging = self.averaging
+        if averaging is not None and averaging.learning_rate and epoch >= averaging.start_epoch(self.epochs):
+            return averaging.learning_rate
         passed = sum(epoch >= round(milestone * self.epochs) for milestone in self.milestones)
         return self.learning_rate * self.decay**passed
 
@@ -70,6 +78,9 @@ class Callback:
 
     def before_step(self) -> None:
         """After the backward pass and before the optimizer's step."""
+
+    def after_step(self) -> None:
+        """After the optimizer's step."""
 
     def after_epoch(self, report: EpochReport) -> bool:
         """After the last step of an epoch; True stops the training."""
@@ -139,5 +150,7 @@ def _train_epoch(
         for callback in callbacks:
             callback.before_step()
         optimizer.step()
+        for callback in callbacks:
+            callback.after_step()
         loss_sum += loss.detach() * batch.samples
     return loss_sum.item() / task.samples["train"]

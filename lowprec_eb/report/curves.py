@@ -12,7 +12,7 @@ from lowprec_eb.outcome import Outcome
 from lowprec_eb.report.summary import TRAINING_PHASES, Comparison
 
 ACCURACY = "validation_accuracy"
-_ORDER_IN_EPOCH = {"prune": 0, "search": 1, "train": 1, "retrain": 1, "detect": 2, "eval": 3}
+_ORDER_IN_EPOCH = {"prune": 0, "search": 1, "train": 1, "retrain": 1, "detect": 2, "average": 3, "eval": 4}
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,9 +33,10 @@ _PHASE_GROUPS: dict[str, tuple[str, ...]] = {
     "train": ("train",),
     "prune + detect": ("prune", "detect"),
     "retrain": ("retrain",),
+    "average": ("average",),
     "eval": ("eval",),
 }
-_PHASE_COLOURS = ("#E69F00", "#0072B2", "#000000", "#009E73", "#CC79A7")
+_PHASE_COLOURS = ("#E69F00", "#0072B2", "#000000", "#009E73", "#56B4E9", "#CC79A7")
 
 
 def write_pictures(comparison: Comparison, folder: Path) -> list[Path]:

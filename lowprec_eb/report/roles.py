@@ -51,6 +51,6 @@ def random_pairs(arms: Iterable[ArmSummary]) -> list[tuple[ArmSummary, ArmSummar
 
 
 def _same_conditions(bird: ArmSummary, control: ArmSummary) -> bool:
-    if bird.weights != control.weights or bird.precision != control.precision:
+    if (bird.weights, bird.precision, bird.averaging) != (control.weights, control.precision, control.averaging):
         return False
     return control.search_precision in (None, bird.search_precision)

@@ -63,11 +63,11 @@ class Comparison:
             raise ValueError(f"comparison {self.name!r} has no outcomes; run at least one arm first")
         if not 0 <= self.margin < 1:
             raise ValueError(f"comparison {self.name!r}: margin must be a fraction in [0, 1), got {self.margin}")
-        kinds: dict[str, tuple[str, str | None, str, str]] = {}
+        kinds: dict[str, tuple[str | None, ...]] = {}
         seen: set[tuple[str, int]] = set()
         for outcome in self.outcomes:
             where = f"comparison {self.name!r}, arm {outcome.arm!r}, seed {outcome.seed}"
-            kind = (outcome.pipeline, outcome.search_precision, outcome.precision, outcome.weights)
+            kind = (outcome.pipeline, outcome.search_precision, outcome.precision, outcome.weights, outcome.averaging)
             if kinds.setdefault(outcome.arm, kind) != kind:
                 raise ValueError(f"{where}: is {kind}, but another seed is {kinds[outcome.arm]}; name two arms")
             if (outcome.arm, outcome.seed) in seen:
@@ -177,6 +177,7 @@ class ArmSummary:
     duration_s: float
     vs_full: Ratio | None = None
     vs_slimming: Ratio | None = None
+    averaging: str | None = None
 
     @property
     def precision_label(self) -> str:
@@ -235,6 +236,7 @@ def _mean_over_seeds(comparison: Comparison, outcomes: list[Outcome]) -> ArmSumm
         },
         measured_j=statistics.fmean(measured) if len(measured) == len(seeds) else None,
         duration_s=statistics.fmean(seed.duration_s for seed in seeds),
+        averaging=first.averaging,
     )
 
 

@@ -178,6 +178,7 @@ def _flat(arm: ArmSummary) -> dict[str, Any]:
         "search_precision": arm.search_precision,
         "precision": arm.precision,
         "weights": arm.weights,
+        "averaging": arm.averaging,
         "seeds": ";".join(str(seed.seed) for seed in arm.seeds),
         **_spread_cells("test_accuracy", arm.test_accuracy),
         **_spread_cells("validation_accuracy", arm.validation_accuracy),

@@ -5,7 +5,7 @@ from torch import nn
 
 import lowprec_eb as lp
 from energy_models import OpCounts
-from lowprec_eb.costs import epoch_costs
+from lowprec_eb.costs import average_costs, epoch_costs
 from lowprec_eb.models import ModelSettings, build_model
 from lowprec_eb.tasks import TaskSettings, make_task
 from lowprec_eb.tickets import TicketSettings
@@ -73,6 +73,25 @@ def test_penalty_and_detector_are_charged():
     assert with_search.train.element_ops_by_kind["sparsity_penalty"] == 10 * sum(TASK.batch_sizes("train").values())
     assert with_search.detect.element_ops_by_kind == {"ranking": 10, "mask_distance": 10 * (settings.window - 1)}
     assert costs("fp32").detect == OpCounts()
+
+
+def test_the_statistics_pass_of_an_average_is_a_forward_pass_whose_batch_normalisation_looks_at_the_batch():
+    model = build_model(ModelSettings(widths=(4, "M", 6)), (1, 8, 8), 10, 0)
+    optimizer = lp.LowPrecisionOptimizer(torch.optim.SGD(model.parameters(), 0.1), "fp32")
+    of = average_costs(lp.WeightAverage(model), model, optimizer, TASK)
+    images, batches = TASK.samples["train"], sum(TASK.batch_sizes("train").values())
+    assert of.statistics.macs == {"output": images * (CONV1 + CONV2 + LINEAR), "grad_input": 0, "grad_weight": 0}
+    assert of.validate == costs("fp32").validate and of.test == costs("fp32").test
+    seen, channels = images * (64 * 4 + 16 * 6), batches * (4 + 6)
+    adds = sum(op.fp_add * op.times for op in of.statistics.element_ops if op.kind == "batch_norm")
+    assert adds == 5 * seen + 3 * channels  # mean, variance twice, centre, shift; of a channel eps and running averages
+
+
+def test_an_average_without_batch_normalisation_needs_no_statistics_pass():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    optimizer = lp.LowPrecisionOptimizer(torch.optim.SGD(model.parameters(), 0.1), "fp32")
+    of = average_costs(lp.WeightAverage(model), model, optimizer, TASK)
+    assert of.statistics == OpCounts() and of.update.element_ops_by_kind == {"average": 650}
 
 
 def test_nothing_is_left_uncounted():

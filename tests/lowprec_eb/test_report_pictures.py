@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
-from report_example import example_comparison
+from report_example import example_comparison, row
 
 from lowprec_eb.report import Comparison, missing_pictures, summarise, write_pictures, write_report
+from lowprec_eb.report.curves import epoch_curve
 from lowprec_eb.report.label_placement import Canvas, overlaps, place_labels
 from lowprec_eb.report.pictures import energy_accuracy, energy_phases, epochs, mask_distance
 
@@ -85,6 +86,20 @@ def test_bars_of_an_arm_end_at_its_total(comparison: Comparison) -> None:
     labels = [bar.get_label() for bar in axes.containers]
     assert labels == ["search", "train", "prune + detect (too small to see)", "retrain", "eval"]
     assert len({to_hex(bar[0].get_facecolor()) for bar in axes.containers}) == 5
+
+
+def test_averaging_has_a_bar_of_its_own_and_leaves_the_curves_accuracy(comparison: Comparison) -> None:
+    stage = comparison.outcomes[0].stages[0]
+    extra = row(stage, "average", 20, 0.05)
+    longer = replace(comparison, rows={**comparison.rows, stage: (*comparison.rows[stage], extra)})
+    (axes,) = energy_phases(longer).axes
+    bars = {bar.get_label(): bar for bar in axes.containers}
+    assert list(bars) == ["search", "train", "prune + detect (too small to see)", "retrain", "average", "eval"]
+    assert bars["average"][0].get_width() == pytest.approx(1000 * 0.05 / 3)  # mean over three seeds
+    assert len({to_hex(bar[0].get_facecolor()) for bar in bars.values()}) == 6
+    before, after = (epoch_curve(c, c.outcomes[0]) for c in (comparison, longer))
+    assert after.energy_j[-1] == pytest.approx(before.energy_j[-1] + 0.05)
+    assert list(after.accuracy[1:]) == list(before.accuracy[1:])
 
 
 def test_epoch_curves_end_at_the_arms_energy(comparison: Comparison) -> None:

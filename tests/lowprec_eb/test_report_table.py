@@ -99,7 +99,7 @@ def test_files_hold_full_precision_in_joules(comparison: Comparison, tmp_path: P
 def test_phases_in_the_files_add_up(comparison: Comparison, tmp_path: Path) -> None:
     to_json(comparison, tmp_path / "t.json")
     for entry in json.loads((tmp_path / "t.json").read_text())["arms"]:
-        phases = ("search", "train", "prune", "detect", "retrain", "eval")
+        phases = ("search", "train", "prune", "detect", "retrain", "average", "eval")
         assert sum(entry[f"energy_{p}_nominal_j"] for p in phases) == pytest.approx(entry["energy_nominal_j"])
 
 

@@ -1,0 +1,98 @@
+"""The weight average of a stage: when it takes the weights, and what it is evaluated on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from energy_models import measure
+from lowprec_eb.averaging import WeightAverage
+from lowprec_eb.costs import AverageCosts
+from lowprec_eb.lowering import lower
+from lowprec_eb.precision import Precision
+from lowprec_eb.quantize.random_bits import derive_seed
+from lowprec_eb.tasks import Task
+from lowprec_eb.train import Callback, EpochReport, TrainSettings
+
+Charge = Callable[..., Any]  # (phase, epoch, counts, samples, measured, metrics): writes a row of the stage's ledger
+_AVERAGE_SEED = 3  # tells the average's random bits from those of the stages' optimizers
+
+
+class StageAverage(Callback):
+    """Averages the weights of ``model`` while a stage trains it.
+
+    Steps are counted from the first epoch of the stage, so which weights are taken does not depend on where a run was
+    resumed.
+    """
+
+    def __init__(
+        self, model: nn.Module, training: TrainSettings, epochs: range, precision: Precision, task: Task, seed: int
+    ) -> None:
+        assert training.averaging is not None
+        settings = training.averaging
+        self.trained, self.epochs, self.seed = model, epochs, seed
+        self.steps_per_epoch = sum(task.batch_sizes("train").values())
+        self.moments = settings.moments(training.epochs, epochs, self.steps_per_epoch)
+        self.average = WeightAverage(
+            model,
+            settings.decay,
+            fmt=settings.fmt,
+            rounding=settings.rounding,
+            seed=derive_seed(seed, _AVERAGE_SEED),
+        )
+        lower(self.average.model, settings.precision(precision))
+        self.step = 0
+
+    def begin(self, epoch: int) -> None:
+        """The next step is the first of ``epoch``."""
+        self.step = (epoch - self.epochs.start) * self.steps_per_epoch
+
+    def after_step(self) -> None:
+        self.step += 1
+        if self.moments.is_due(self.step):
+            self.average.update(self.trained)
+
+    def updates(self, epoch: int) -> int:
+        """How often the weights are taken in ``epoch``."""
+        before = (epoch - self.epochs.start) * self.steps_per_epoch
+        return self.moments.count(before + self.steps_per_epoch) - self.moments.count(before)
+
+    def charged(self, epoch: int, finished: bool) -> list[int]:
+        """The epochs with a ledger row of phase ``average``, of a stage that has trained up to ``epoch``."""
+        return [e for e in range(self.epochs.start, epoch) if self.updates(e)] + ([epoch] if finished else [])
+
+    def charge_updates(self, charge: Charge, costs: AverageCosts | None, report: EpochReport) -> None:
+        """Write what the updates of an epoch cost; nothing without updates."""
+        updates = self.updates(report.epoch)
+        if not updates:
+            return
+        assert costs is not None
+        # The sensor saw them as part of the training, whose row has their joules and seconds.
+        none = None if report.measured.energy_j is None else 0.0
+        measured = replace(report.measured, energy_j=none, duration_s=0.0)
+        charge("average", report.epoch, costs.update * updates, 0, measured, {"updates": updates})
+
+    def validate(self, charge: Charge, costs: AverageCosts | None, task: Task, epoch: int) -> float:
+        """Validation accuracy of the averaged model, its statistics taken on the training batches of ``epoch``, the one
+        after the last, so that it is a function of the checkpoint alone. Once, at the end: each look costs a pass over
+        all the data."""
+        assert costs is not None
+        torch.manual_seed(derive_seed(self.seed, epoch))
+        with measure(str(next(self.trained.parameters()).device)) as measured:
+            self.average.update_statistics(batch.inputs for batch in task.batches(epoch))
+            _, accuracy = task.evaluate(self.average.model, "validation")
+        samples = task.samples["validation"] + (task.samples["train"] if self.average.has_statistics else 0)
+        metrics = {"average_validation_accuracy": accuracy, "weights_averaged": self.average.count}
+        charge("average", epoch, costs.statistics + costs.validate, samples, measured, metrics)
+        return accuracy
+
+
+def stage_average(
+    model: nn.Module, training: TrainSettings, epochs: range, precision: Precision, task: Task, seed: int
+) -> StageAverage | None:
+    """The average that the settings ask for; None: none."""
+    return None if training.averaging is None else StageAverage(model, training, epochs, precision, task, seed)
