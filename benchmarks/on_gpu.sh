@@ -64,6 +64,18 @@ if [ "$device" = cuda ]; then
   fi
   piece quantizers_gpu python3 benchmarks/quantizers_gpu.py "$out/quantizers_gpu.json" || exit 1
 fi
+export TORCHINDUCTOR_CACHE_DIR=$work/inductor  # what one call has compiled the next one need not
+steps=(--device cuda --against "plain torch") models=(resnet18 gpt vit)
+[ "$device" = cpu ] && steps=(--quick --against "plain torch" --threads 2 --rounds 2) models=(mlp)
+step_overhead() {  # NAME OPTIONS...
+  local name=$1; shift
+  piece "$name" python3 benchmarks/step_overhead.py "${steps[@]}" "$@" --json "$out/$name.json" --picture "$out/$name.png"
+}
+for model in "${models[@]}"; do
+  step_overhead "steps_$model" --models "$model" || exit 1
+done
+bounded=(--recipes swalp8 --recipes bfp8 --recipes int8 --recipes fp8)
+step_overhead "steps_${models[0]}_compiled" --models "${models[0]}" --compile "${bounded[@]}" || exit 1
 piece digits python3 benchmarks/compare_energy.py --config configs/digits.yaml --device "$device" \
   --set workers=1 --out "$work/runs" || exit 1
 cp "$work"/runs/digits-*/{summary.json,summary.csv,report.txt,*.png} "$out"/

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
+from measuring import library
 from torch import Tensor
 
 import lowprec_eb as lp
@@ -115,28 +116,13 @@ CASES = (
 # ---- other libraries ---------------------------------------------------------------------------------------------
 
 
-@cache
-def _library(name: str) -> Any:
-    """The module, or None with the reason in :func:`missing_contenders`."""
-    try:
-        return importlib.import_module(name)
-    except Exception as error:  # whatever another library's import raises, it is not measured
-        _absent[name] = f"{type(error).__name__}: {error}"
-        return None
-
-
-_absent: dict[str, str] = {}
-_MODULES = ("qtorch.quant", "brevitas.nn", "torchao.prototype.mx_formats.mx_tensor", "gfloat")
-
-
-def missing_contenders() -> list[str]:
-    return [f"{name} ({_absent[name]})" for name in _MODULES if _library(name) is None]
+LIBRARIES = ("qtorch.quant", "brevitas.nn", "torchao.prototype.mx_formats.mx_tensor", "gfloat")
 
 
 def others(case: Case, rounding: str, x: Tensor) -> Iterator[tuple[str, Call]]:
     """What else rounds float32 tensors to this format, by name."""
     yield "plain torch", lambda: case.plain(x, rounding == "stochastic")
-    by_qtorch, quant = case.qtorch, _library("qtorch.quant")
+    by_qtorch, quant = case.qtorch, library("qtorch.quant")
     if by_qtorch is not None and quant is not None:
         yield "qtorch", lambda: by_qtorch(quant, x, rounding)
     if rounding == "nearest":
@@ -146,13 +132,13 @@ def others(case: Case, rounding: str, x: Tensor) -> Iterator[tuple[str, Call]]:
 def _nearest_only(case: Case, x: Tensor) -> Iterator[tuple[str, Call]]:
     if case.name == "int8, given scale":
         yield "fake_quantize", lambda: torch.fake_quantize_per_tensor_affine(x, INT8_SCALE, 0, -127, 127)
-    if case.name == "int8" and (brevitas := _library("brevitas.nn")) is not None:
+    if case.name == "int8" and (brevitas := library("brevitas.nn")) is not None:
         layer = brevitas.QuantIdentity(bit_width=8).eval()
         yield "brevitas", lambda: layer(x)
-    if case.name == "mxfp8_e4m3" and (torchao := _library("torchao.prototype.mx_formats.mx_tensor")) is not None:
+    if case.name == "mxfp8_e4m3" and (torchao := library("torchao.prototype.mx_formats.mx_tensor")) is not None:
         padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % 32))
         to_mx = torchao.MXTensor.to_mx
         yield "torchao", lambda: to_mx(padded, torch.float8_e4m3fn, 32).dequantize(torch.float32)
-    if case.name == "fp8_e4m3" and (gfloat := _library("gfloat")) is not None:
+    if case.name == "fp8_e4m3" and (gfloat := library("gfloat")) is not None:
         numbers, fmt = x.numpy(), importlib.import_module("gfloat.formats").format_info_ocp_e4m3
         yield "gfloat", lambda: gfloat.round_ndarray(fmt, numbers, gfloat.RoundMode.TiesToEven, True)

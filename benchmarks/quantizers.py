@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
@@ -18,7 +17,8 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from quantizer_contenders import CASES, Case, missing_contenders, others
+from measuring import Check, bounds_section, markdown_table, missing, seconds
+from quantizer_contenders import CASES, LIBRARIES, Case, others
 from quantizer_picture import draw
 from quantizer_startup import call_overhead, start_up
 from torch import Tensor
@@ -54,16 +54,6 @@ class Row:
     seconds: list[float] = field(default_factory=list, repr=False)
 
 
-@dataclass
-class Check:
-    """A bound, and whether it holds."""
-
-    what: str
-    bound: str
-    measured: str
-    holds: bool
-
-
 # ---- measuring ---------------------------------------------------------------------------------------------------
 
 
@@ -91,7 +81,7 @@ def _fast(case: Case, rounding: Any, x: Tensor, out: Tensor) -> Callable[[], Any
 
 
 def _take_turns(calls: Sequence[tuple[Row, Callable[[], Any]]], rounds: int) -> None:
-    speeds = [_seconds(call, 1) for _, call in calls for _ in range(2)][1::2]  # the first compiles and allocates
+    speeds = [seconds(call) for _, call in calls for _ in range(2)][1::2]  # the first compiles and allocates
     for turn in range(rounds):
         for (row, call), speed in zip(calls, speeds, strict=True):
             skipped = turn % max(1, round(speed / _SLOW_SECONDS)) != 0
@@ -100,23 +90,16 @@ def _take_turns(calls: Sequence[tuple[Row, Callable[[], Any]]], rounds: int) -> 
                 continue
             if speed < _SLOW_SECONDS:
                 call()  # what ran before it has emptied the caches
-            row.seconds.append(_seconds(call, max(1, min(100, int(_BATCH_SECONDS / speed)))))
-
-
-def _seconds(call: Callable[[], Any], times: int) -> float:
-    start = time.perf_counter()
-    for _ in range(times):
-        call()
-    return (time.perf_counter() - start) / times
+            row.seconds.append(seconds(call, max(1, min(100, int(_BATCH_SECONDS / speed)))))
 
 
 def _summarised(rows: list[Row]) -> list[Row]:
     copies = rows[0].seconds
     for row in rows:
-        taken = [(seconds, copy) for seconds, copy in zip(row.seconds, copies, strict=True) if seconds == seconds]
+        taken = [(own, copy) for own, copy in zip(row.seconds, copies, strict=True) if own == own]
         row.rounds = len(taken)
-        row.ns = 1e9 * statistics.median(seconds for seconds, _ in taken) / row.elements
-        row.times_copy = statistics.median(seconds / copy for seconds, copy in taken)
+        row.ns = 1e9 * statistics.median(own for own, _ in taken) / row.elements
+        row.times_copy = statistics.median(own / copy for own, copy in taken)
     return rows
 
 
@@ -198,7 +181,7 @@ def table(results: Results, elements: int) -> str:
     """Markdown: multiples of copy_ on one thread, those beyond their bound in bold; and the gain of a second thread."""
     present = [name for name in _COLUMNS if any(r.contender == name for r in results.rows)]
     heads = ["format", "rounding", "ns", FAST, "bound", "gain of 2 threads", *_HALVES, *present]
-    lines = [" | ".join(heads), " | ".join("---" for _ in heads)]
+    lines = []
     for case, rounding in product(CASES, ROUNDINGS):
         fast, two = (results.get(elements, threads, case.name, rounding) for threads in (1, 2))
         names = [*(f"{FAST} {name}" for name in _HALVES), *present]
@@ -206,9 +189,8 @@ def table(results: Results, elements: int) -> str:
         if fast is not None and two is not None:
             bound = case.bound(elements, rounding)
             own = _cell(fast) if fast.times_copy <= bound else f"**{_cell(fast)}**"
-            cells = [case.name, rounding, f"{fast.ns:.2f}", own, f"{bound:g}", f"{fast.ns / two.ns:.2f}", *rest]
-            lines.append(" | ".join(cells))
-    return "\n".join(f"| {line} |" for line in lines)
+            lines.append([case.name, rounding, f"{fast.ns:.2f}", own, f"{bound:g}", f"{fast.ns / two.ns:.2f}", *rest])
+    return markdown_table(heads, lines)
 
 
 def _cell(row: Row | None) -> str:
@@ -222,9 +204,7 @@ def report(results: Results, found: Sequence[Check], elsewhere: dict[str, float]
         costs = ", ".join(f"{row.ns:.3f} ns an element on {row.threads} thread(s)" for row in copies if row)
         parts += [f"### {elements:,} elements (copy_: {costs})", table(results, elements)]
     parts += ["### Calls and start", "\n".join(f"- {what}: {value:.3g}" for what, value in elsewhere.items())]
-    missed = [f"- {c.what}: {c.bound}; {c.measured}" for c in found if not c.holds]
-    parts += [f"### {len(found) - len(missed)} of {len(found)} bounds hold, {len(missed)} do not", "\n".join(missed)]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *bounds_section(found)])
 
 
 # ---- command -----------------------------------------------------------------------------------------------------
@@ -238,7 +218,7 @@ def main(
 ) -> None:
     """Measure, print Markdown, write JSON and a picture."""
     sizes, turns = (SIZES[:2], min(rounds, 5)) if quick else (SIZES, rounds)
-    for line in missing_contenders():
+    for line in missing(LIBRARIES):
         typer.echo(f"not measured: {line}")
     with torch.no_grad():
         results = Results(row for size in sizes for threads in (1, 2) for row in measure(size, threads, turns))
