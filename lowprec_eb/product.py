@@ -64,8 +64,12 @@ class _LowPrecisionProduct(torch.autograd.Function):
     ) -> Tensor:
         ctx.products, ctx.rounder = products, rounder
         readings = readings_of(products)
-        a, b = _read(rounder, first, readings[0]), _read(rounder, second, readings[1])
-        if any(wanted):
+        kept = rounder.reads_again()
+        a = _read(rounder, first, readings[0], "first" if kept else "")
+        b = _read(rounder, second, readings[1], "second" if kept else "")
+        if any(wanted) and kept:
+            ctx.save_for_backward(first, second)
+        elif any(wanted):
             a_again = _read_again(rounder, first, a, readings[0], readings[5]) if wanted[1] else a
             b_again = _read_again(rounder, second, b, readings[1], readings[3]) if wanted[0] else b
             ctx.save_for_backward(a_again, b_again)
@@ -79,16 +83,19 @@ class _LowPrecisionProduct(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         first, second = ctx.saved_tensors
         wants_first, wants_second, wants_bias = ctx.needs_input_grad[:3]
-        products, rounder = ctx.products, ctx.rounder
-        _, _, of_first, _, of_second, _ = readings_of(products)
-        error = _read(rounder, grad_output, of_first) if wants_first else None
-        grad_first = None if error is None else _gradient(ctx, "grad_first", error, second, first, of_first)
+        rounder, (_, _, of_first, _, of_second, _) = ctx.rounder, readings_of(ctx.products)
+        error = grad_first = grad_second = None
+        if wants_first:
+            error = _read(rounder, grad_output, of_first, "error")
+            grad_first = _gradient(ctx, "grad_first", error, second, first)
         if error is None or not rounder.reads_alike(of_first, of_second):
-            error = _read(rounder, grad_output, of_second) if wants_second or wants_bias else None
-        grad_second = _gradient(ctx, "grad_second", error, first, second, of_second) if wants_second else None
+            error = _read(rounder, grad_output, of_second, "error") if wants_second or wants_bias else None
+        if wants_second:
+            grad_second = _gradient(ctx, "grad_second", error, first, second)
         if rounder.scope.rotations[of_second.gemm] is not None:
             error = grad_output  # a rotated one would sum to something else
-        return grad_first, grad_second, _sum_to_bias(products, error) if wants_bias else None, None, None, None
+        grad_bias = _sum_to_bias(ctx.products, error) if wants_bias else None
+        return grad_first, grad_second, grad_bias, None, None, None
 
 
 def readings_of(products: Products) -> tuple[Reading, Reading, Reading, Reading, Reading, Reading]:
@@ -106,8 +113,8 @@ def readings_of(products: Products) -> tuple[Reading, Reading, Reading, Reading,
     )
 
 
-def _read(rounder: Rounder, x: Tensor, reading: Reading) -> Tensor:
-    return x if reading.operand == "index" else rounder.operand(x, reading)
+def _read(rounder: Rounder, x: Tensor, reading: Reading, place: str = "", shown: bool = True) -> Tensor:
+    return x if reading.operand == "index" else rounder.operand(x, reading, place, shown)
 
 
 def _read_again(rounder: Rounder, x: Tensor, known: Tensor, forward: Reading, backward: Reading) -> Tensor:
@@ -117,9 +124,17 @@ def _read_again(rounder: Rounder, x: Tensor, known: Tensor, forward: Reading, ba
     return _read(rounder, x, backward)
 
 
-def _gradient(ctx: Any, gemm: Gemm, error: Tensor | None, factor: Tensor, like: Tensor, reading: Reading) -> Tensor:
+def _gradient(ctx: Any, gemm: Gemm, error: Tensor | None, factor: Tensor, like: Tensor) -> Tensor:
+    """Of the factor whose shape is ``like``'s, from the other ``factor``."""
     assert error is not None
-    return _accumulated(ctx.rounder, ctx.products, gemm, error, factor, reading.gemm, like)
+    rounder, readings = ctx.rounder, readings_of(ctx.products)
+    reading, forward, again = readings[2], readings[1], readings[3]
+    if gemm == "grad_second":
+        reading, forward, again = readings[4], readings[0], readings[5]
+    if rounder.reads_again() and again.operand != "index":  # what came was kept, not how it was read
+        place = "second" if gemm == "grad_first" else "first"
+        factor = _read(rounder, factor, again, place, shown=not rounder.reads_alike(forward, again))
+    return _accumulated(rounder, ctx.products, gemm, error, factor, reading.gemm, like)
 
 
 def _accumulated(
@@ -138,7 +153,7 @@ def _sum_to_bias(products: Products, error: Tensor | None) -> Tensor:
     assert error is not None
     channels = products.channel_axis % error.dim()
     others = [axis for axis in range(error.dim()) if axis != channels]
-    return error.sum(others) if others else error
+    return error.sum(others) if others else error.clone()
 
 
 def _bias_shape(products: Products, dims: int) -> tuple[int, ...]:

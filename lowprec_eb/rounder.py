@@ -17,6 +17,7 @@ from lowprec_eb.quantize import draw_seeds, operator
 from lowprec_eb.quantize.blocks import spread
 from lowprec_eb.quantize.random_bits import random_words
 from lowprec_eb.scope import Scope
+from lowprec_eb.scratch import scratch
 
 # Whose seeds are drawn; the second activation of attention takes the weight's place. Two GEMMs that read one operand in
 # two formats share its random bits: each rounding is unbiased by itself.
@@ -96,18 +97,37 @@ class Rounder:
     def _key(self, slot: str, gemm: str | None) -> str:
         return f"{self.call}.{slot}.{gemm}"
 
-    def operand(self, x: Tensor, reading: Reading) -> Tensor:
-        """``x`` as a GEMM reads it."""
+    def reads_again(self) -> bool:
+        """Whether an operand can be rounded once more with the same result, so that nobody needs to keep it."""
+        return self.scope.precision.backend != "qtorch"  # its random numbers have no seed
+
+    def operand(self, x: Tensor, reading: Reading, place: str = "", shown: bool = True) -> Tensor:
+        """``x`` as a GEMM reads it.
+
+        Args:
+            place: in scratch memory, where the result may lie until the next one for this place.
+            shown: to those who watch; not if they have seen it.
+        """
         size = self.scope.rotations[reading.gemm]
         if size is not None:
             assert self.signs is not None
             x = rotated(x, reading.axis, reading.parts, size, self.signs.to(x.device))
         found = self.scope.readings[reading.operand, reading.named]
-        return self._rounded(x, found, reading.operand, (reading.slot, reading.named), reading.axis)
+        if found is None:
+            return x
+        slot = reading.slot, reading.named
+        turned = self.scope.along(found.fmt, 0 if reading.axis is LEADING else reading.axis)
+        if turned is not None and reading.axis is LEADING and x.dim() != 2:
+            rows = x.reshape(-1, x.shape[-1])
+            return self._values(rows, found, turned, reading.operand, slot, place, shown).view(x.shape)
+        return self._values(x, found, turned or found.fmt, reading.operand, slot, place, shown)
 
     def result(self, x: Tensor, operand: str, slot: tuple[str, str | None]) -> Tensor:
-        """A result as it is written: the layer's output, or a product as it leaves the accumulator."""
-        return self._rounded(x, self.scope.readings[operand, None], operand, slot, -1)
+        """A result as it is written: the layer's output, or a product as it leaves the accumulator. ``x`` is spent."""
+        found = self.scope.readings[operand, None]
+        return (
+            x if found is None else self._values(x, found, self.scope.along(found.fmt, -1) or found.fmt, operand, slot)
+        )
 
     def accumulated(self, parts: Iterable[Tensor], gemm: str) -> Tensor:
         """The running sum of ``parts``; each of them, and the sum after each addition, is rounded to the accumulator.
@@ -160,24 +180,34 @@ class Rounder:
             return self.seeds[len(_SEEDED) + _ACCUMULATORS.index(str(gemm))]
         return self.seeds[_SEEDED.index("weight" if name == "second activation" else name)]
 
-    def _rounded(
-        self, x: Tensor, reading: Rounded | None, operand: str, slot: tuple[str, str | None], axis: int | None
+    def _values(
+        self,
+        x: Tensor,
+        reading: Rounded,
+        fmt: Format,
+        operand: str,
+        slot: tuple[str, str | None],
+        place: str | None = None,
+        shown: bool = True,
     ) -> Tensor:
-        if reading is None:
-            return x
-        turned = self.scope.along(reading.fmt, 0 if axis is LEADING else axis)
-        if turned is not None and axis is LEADING and x.dim() != 2:
-            return self._values(x.reshape(-1, x.shape[-1]), reading, turned, operand, slot).view(x.shape)
-        return self._values(x, reading, turned or reading.fmt, operand, slot)
-
-    def _values(self, x: Tensor, reading: Rounded, fmt: Format, operand: str, slot: tuple[str, str | None]) -> Tensor:
-        result, inside = self._quantized(x, reading, fmt, operand, slot)
-        if watchers:
+        """Rounded, in scratch memory at ``place``; ``""`` is memory of its own, None is in place of ``x``."""
+        out = None
+        if place != "" and not watchers and operator.runs_now(x):
+            out = x if place is None else scratch.like(place, x)
+        result, inside = self._quantized(x, reading, fmt, operand, slot, out=out)
+        if watchers and shown:
             self._show(x, result, inside, reading, operand, slot)
         return result
 
     def _quantized(
-        self, x: Tensor, reading: Rounded, fmt: Format, operand: str, slot: tuple[str, str | None], turn: int = 0
+        self,
+        x: Tensor,
+        reading: Rounded,
+        fmt: Format,
+        operand: str,
+        slot: tuple[str, str | None],
+        turn: int = 0,
+        out: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
         """Rounded values; which lie within the range, True if nobody watches. Each ``turn`` has its own random bits."""
         rounding: Any = reading.rounding if self.training else "nearest"
@@ -191,11 +221,17 @@ class Rounder:
             divisor = None if reading.prescale == 1 else _spread_scale(x, fmt, scales, bits) / reading.prescale
             wide, grid = (x, fmt) if divisor is None else (x / divisor, fmt.element)
             scales, bits = (scales, bits) if divisor is None else ([], None)
-            found = operator.rounded(wide, grid, rounding, seed, offset, scales, bits, backend)
+            how = (rounding, seed, offset, scales, bits, backend)
+            if out is None:
+                found = operator.rounded(wide, grid, *how)
+            else:
+                operator.round_into(found := out, wide, grid, *how)
         except ValueError as error:
             raise ValueError(f"layer {self.scope.name!r}, {operand}: {error}") from error
         inside = operator.in_range(wide, repr(grid), scales, bits) if watchers else True
-        return found if divisor is None else found * divisor, inside
+        if divisor is not None:
+            found = found * divisor if out is None else found.mul_(divisor)
+        return found, inside
 
     def _show(
         self, x: Tensor, result: Tensor, inside: Tensor, reading: Rounded, operand: str, slot: tuple[str, str | None]

@@ -208,21 +208,25 @@ scales_of = torch.ops.lowprec_eb.find_scales.default
 bounds_of = torch.ops.lowprec_eb.find_bounds.default
 
 
-def _watched(x: Tensor) -> bool:
-    """Whether a compiler, tracer, transform, mode, profiler or subclass must see the operator's call.
-
-    Going through torch's dispatcher takes as long as a back end takes for a thousand elements.
-    """
-    return (
+def runs_now(x: Tensor) -> bool:
+    """Whether operators on ``x`` simply run: no compiler, tracer, transform, mode or subclass records them."""
+    return not (
         torch.compiler.is_compiling()
         or type(x) not in (Tensor, nn.Parameter)
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
-        or torch.autograd._profiler_enabled()
         or x.is_neg()
         or not (x.is_cpu or x.is_cuda)
     )
+
+
+def _watched(x: Tensor) -> bool:
+    """Whether somebody, a profiler included, must see the operator's call.
+
+    Going through torch's dispatcher takes as long as a back end takes for a thousand elements.
+    """
+    return not runs_now(x) or torch.autograd._profiler_enabled()
 
 
 def rounded(x: Tensor, fmt: Format, *arguments: Any) -> Tensor:
