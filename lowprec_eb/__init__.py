@@ -35,6 +35,7 @@ from lowprec_eb.precision import PerGemm, Precision, Rounded
 from lowprec_eb.precision_state import load_precision_state, precision_state, set_bits
 from lowprec_eb.quantize import Quantizer, backend_for, decode, encode, quantize, quantize_
 from lowprec_eb.recipes import precision
+from lowprec_eb.stability import Diverged, Instability, StabilityMonitor, StabilitySettings
 from lowprec_eb.tickets import EarlyBird, Ticket, channel_groups, compact, mask_distance
 from lowprec_eb.trace import QuantizationTrace, TracedOperand, trace_quantization
 
@@ -57,9 +58,11 @@ __all__ = [
     "NVFP4",
     "TF32",
     "BlockFloat",
+    "Diverged",
     "EarlyBird",
     "FixedPoint",
     "Float",
+    "Instability",
     "Int",
     "LowPrecisionOptimizer",
     "LoweringReport",
@@ -69,6 +72,8 @@ __all__ = [
     "Quantizer",
     "Rounded",
     "ScaledFloat",
+    "StabilityMonitor",
+    "StabilitySettings",
     "Ticket",
     "TracedOperand",
     "WeightAverage",

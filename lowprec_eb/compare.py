@@ -17,10 +17,11 @@ from energy_models import LedgerRow, load_profile
 from lowprec_eb.checkpoints import write_text
 from lowprec_eb.config import Config
 from lowprec_eb.lab import ArmSettings, Lab, PlanningLab, TrainingLab
-from lowprec_eb.outcome import Outcome
+from lowprec_eb.outcome import DivergedOutcome, Outcome
 from lowprec_eb.pipelines import PIPELINES
 from lowprec_eb.progress import ArmObserver, CompareObserver
 from lowprec_eb.report import Comparison, MaskHistory
+from lowprec_eb.stage_data import StageDiverged
 from lowprec_eb.strict_config import to_plain
 from lowprec_eb.tasks import TaskSettings, VisionTask, make_task
 from lowprec_eb.tickets import batch_norms, keep_largest
@@ -40,7 +41,7 @@ NOTES = (
 class ArmResult:
     """What one arm contributes for one seed: its outcome, the rows of its stages, and the masks that it recorded."""
 
-    outcome: Outcome
+    outcome: Outcome | DivergedOutcome
     rows: Mapping[str, tuple[LedgerRow, ...]]
     dense_masks: NDArray[np.bool_] | None  # (epochs, channels) of a dense run with the gamma penalty
 
@@ -57,7 +58,10 @@ def record_run(config: Config, out: Path) -> None:
 
 
 def run_arm(config: Config, out: Path, seed: int, arm: ArmSettings, observer: CompareObserver) -> ArmResult:
-    """Run one arm with one seed; finished stages are read, an unfinished one goes on where it was."""
+    """Run one arm with one seed; finished stages are read, an unfinished one goes on where it was.
+
+    An arm that diverges ends with a result too: the others go on.
+    """
     torch.set_num_threads(config.threads)
     task = replace(_task(config.task, config.device), seed=seed)
     profile, label = load_profile(config.profile), (seed, arm.name)
@@ -66,8 +70,8 @@ def run_arm(config: Config, out: Path, seed: int, arm: ArmSettings, observer: Co
     observer.begin(label)
     try:
         result = _result(lab, arm)
-    except FloatingPointError as error:
-        raise FloatingPointError(f"seed {seed}, {arm.name}: {error}") from error
+    except StageDiverged as error:
+        result = _diverged(lab, arm, error)
     observer.end(label, result.outcome)
     return result
 
@@ -96,29 +100,58 @@ def _result(lab: Lab, arm: ArmSettings) -> ArmResult:
     return ArmResult(outcome, {stage.key: stage.rows for stage in stages}, masks)
 
 
+def _diverged(lab: Lab, arm: ArmSettings, error: StageDiverged) -> ArmResult:
+    searches = arm.pipeline in ("early_bird", "random_ticket")
+    outcome = DivergedOutcome(
+        arm=arm.name,
+        pipeline=arm.pipeline,
+        seed=lab.seed,
+        search_precision=arm.search if searches else None,
+        precision=arm.precision,
+        weights=arm.weights,
+        averaging=lab.averaging_kind,
+        stages=(*lab.finished, error.stage.key),
+        phase=error.stage.phase,
+        event=error.event,
+        message=str(error),
+    )
+    rows = {key: stage.rows for key, stage in lab.finished.items()}
+    return ArmResult(outcome, rows | {error.stage.key: error.rows}, None)
+
+
 def gather(config: Config, results: Sequence[ArmResult]) -> Comparison:
-    """All arms and seeds together, as the report reads them: seed by seed, the arms in the order of the settings."""
+    """All arms and seeds together, as the report reads them: seed by seed, the arms in the order of the settings.
+
+    Raises:
+        FloatingPointError: every arm diverged with every seed, so there is nothing to compare.
+    """
     order = {arm.name: place for place, arm in enumerate(config.pipelines)}
     results = sorted(results, key=lambda r: (config.seeds.index(r.outcome.seed), order[r.outcome.arm]))
     profile = load_profile(config.profile)
     rows: dict[str, tuple[LedgerRow, ...]] = {}
     for result in results:
         rows |= result.rows
+    finished = tuple(r.outcome for r in results if isinstance(r.outcome, Outcome))
+    diverged = tuple(r.outcome for r in results if isinstance(r.outcome, DivergedOutcome))
+    if not finished:
+        lines = [f"seed {of.seed}, {of.arm}: {of.message}" for of in diverged]
+        raise FloatingPointError("\n".join(lines))
     return Comparison(
         name=config.name,
         profile=f"{profile.name}: {profile.description}",
-        outcomes=tuple(result.outcome for result in results),
+        outcomes=finished,
+        diverged=diverged,
         rows=rows,
         mask_histories=tuple(_mask_histories(results)),
         splits=_task(config.task, config.device).samples,
-        notes=(*NOTES, *_averaged(config, results), *_uncounted(rows)),
+        notes=(*NOTES, *_averaged(config, finished), *_uncounted(rows)),
         margin=config.margin,
     )
 
 
-def _averaged(config: Config, results: Sequence[ArmResult]) -> list[str]:
+def _averaged(config: Config, finished: Sequence[Outcome]) -> list[str]:
     """Which arms deliver an average, and what that means for their numbers, in one line; nothing if none does."""
-    arms = list(dict.fromkeys(result.outcome.arm for result in results if result.outcome.averaging))
+    arms = list(dict.fromkeys(outcome.arm for outcome in finished if outcome.averaging))
     settings = config.training.averaging
     if settings is None or not arms:
         return []
@@ -137,7 +170,8 @@ def _uncounted(rows: Mapping[str, Sequence[LedgerRow]]) -> list[str]:
 
 def _mask_histories(results: Sequence[ArmResult]) -> Iterator[MaskHistory]:
     """The recorded masks, each beside the ticket that was drawn with the same precision and seed."""
-    drawn = [r.outcome for r in results if r.outcome.pipeline == "early_bird"]
+    found = [r.outcome for r in results if isinstance(r.outcome, Outcome)]
+    drawn = [outcome for outcome in found if outcome.pipeline == "early_bird"]
     tickets = {(o.seed, o.search_precision): o.ticket.epoch for o in drawn if o.ticket is not None}
     for result in results:
         if result.dense_masks is not None:

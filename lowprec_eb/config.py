@@ -73,11 +73,17 @@ class Config:
             if settings.precision(key).name != key:
                 raise ValueError(f"precisions.{key}.name: here the key is the name; leave {settings.name!r} out")
         known = (*RECIPES, *self.precisions)
-        for place, arm in enumerate(self.pipelines):
-            for key in ("precision", "search_precision"):
-                if (name := getattr(arm, key)) is not None and name not in known:
-                    hint = nearest(name, known) or f"; known are {', '.join(known)}"
-                    raise ValueError(f"pipelines.{place}.{key}: unknown precision {name!r}{hint}")
+        named = {
+            f"pipelines.{place}.{key}": getattr(arm, key)
+            for place, arm in enumerate(self.pipelines)
+            for key in ("precision", "search_precision")
+        }
+        if self.training.stability is not None:
+            named["training.stability.raise_to"] = self.training.stability.raise_to
+        for key, name in named.items():
+            if name is not None and name not in known:
+                hint = nearest(name, known) or f"; known are {', '.join(known)}"
+                raise ValueError(f"{key}: unknown precision {name!r}{hint}")
 
     def _check_schedule(self) -> None:
         ticket = self.ticket

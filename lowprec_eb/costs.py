@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from energy_models.counts import quantizer_ops
 from lowprec_eb.averaging import StatisticsPass, WeightAverage
 from lowprec_eb.formats import Format
 from lowprec_eb.optim import LowPrecisionOptimizer
+from lowprec_eb.stability import StabilitySettings
 from lowprec_eb.tasks import Task
 from lowprec_eb.tickets import TicketSettings, batch_norms
 
@@ -32,9 +34,13 @@ class AverageCosts:
 @dataclass(frozen=True)
 class EpochCosts:
     """Operations of one epoch's training, of one look of the detector, and of one pass over the held-out splits;
-    ``average``: of what a weight average takes besides, None without one."""
+    ``average``: of what a weight average takes besides, None without one.
+
+    ``train_batch`` is of one training step by the number of its examples; ``train`` is their sum over an epoch.
+    """
 
     train: OpCounts
+    train_batch: Mapping[int, OpCounts]
     detect: OpCounts
     validate: OpCounts
     test: OpCounts
@@ -55,16 +61,22 @@ def epoch_costs(
     sparsity: float,
     detector: TicketSettings | None,
     average: WeightAverage | None = None,
+    stability: StabilitySettings | None = None,
+    device: str = "cpu",
 ) -> EpochCosts:
     """Count the operations of ``model`` as it stands: its widths, its lowering, its frozen parameters."""
     step = optimizer_costs(model, optimizer)
     if sparsity:
         step = step + sparsity_costs(model)
+    if stability is not None:
+        step = step + stability_costs(model, optimizer, stability, device)
+    train = _batch_costs(model, task, "train", step)
     return EpochCosts(
-        train=_pass_costs(model, task, "train", step),
+        train=summed(train, task.batch_sizes("train")),
+        train_batch=train,
         detect=detector_costs(model, detector) if detector is not None else OpCounts(),
-        validate=_pass_costs(model, task, "validation", None),
-        test=_pass_costs(model, task, "test", None),
+        validate=_pass_costs(model, task, "validation"),
+        test=_pass_costs(model, task, "test"),
         average=None if average is None else average_costs(average, model, optimizer, task),
     )
 
@@ -76,9 +88,9 @@ def average_costs(
     passed = StatisticsPass(average.model)
     return AverageCosts(
         update=average_update_costs(average, model, optimizer),
-        statistics=_pass_costs(passed, task, "train", None) if average.has_statistics else OpCounts(),
-        validate=_pass_costs(average.model, task, "validation", None),
-        test=_pass_costs(average.model, task, "test", None),
+        statistics=_pass_costs(passed, task, "train") if average.has_statistics else OpCounts(),
+        validate=_pass_costs(average.model, task, "validation"),
+        test=_pass_costs(average.model, task, "test"),
     )
 
 
@@ -102,14 +114,24 @@ def _stored_bits(shape: torch.Size, fmt: Format | None) -> int:
     return FP32.bits * math.prod(shape) if fmt is None else fmt.storage_bits(shape)
 
 
-def _pass_costs(model: nn.Module, task: Task, split: str, step: OpCounts | None) -> OpCounts:
-    """One pass over a split; with the costs of an optimizer ``step`` it is a training pass."""
-    total = OpCounts()
-    for size, times in task.batch_sizes(split).items():
+def _pass_costs(model: nn.Module, task: Task, split: str) -> OpCounts:
+    """One pass over a split, in inference."""
+    return summed(_batch_costs(model, task, split, None), task.batch_sizes(split))
+
+
+def summed(of_batch: Mapping[int, OpCounts], times: Mapping[int, int]) -> OpCounts:
+    """So many batches of each size."""
+    return sum((of_batch[size] * number for size, number in times.items()), OpCounts())
+
+
+def _batch_costs(model: nn.Module, task: Task, split: str, step: OpCounts | None) -> dict[int, OpCounts]:
+    """One batch of each size of a split; with the costs of an optimizer ``step`` it is a training step."""
+    found = {}
+    for size in task.batch_sizes(split):
         images = torch.zeros(size, *task.input_shape)
         of_batch = count(model, images, training=step is not None, loss=_cross_entropy)
-        total = total + (of_batch if step is None else of_batch + step) * times
-    return total
+        found[size] = of_batch if step is None else of_batch + step
+    return found
 
 
 def _cross_entropy(logits: Tensor) -> Tensor:
@@ -132,6 +154,25 @@ def sparsity_costs(model: nn.Module) -> OpCounts:
     """The gamma penalty: a sign and an addition for every BatchNorm scale; it reads gamma and rewrites its gradient."""
     gammas = sum(norm.num_features for norm in batch_norms(model).values())
     return element_ops("sparsity_penalty", gammas, fp_add=1, int_add=1, read_bits=64, write_bits=32)
+
+
+def stability_costs(
+    model: nn.Module, optimizer: LowPrecisionOptimizer, settings: StabilitySettings, device: str
+) -> OpCounts:
+    """Watching one step: the norms of gradients, momenta and weights, and the copies from which a step is undone.
+
+    Charged as for 32-bit tensors, whatever the precision. A step that is undone is charged like any other, and so is
+    the batch; replays are not, as they serve the message alone.
+    """
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    kept = trained * (2 if optimizer.param_groups[0]["momentum"] else 1)
+    costs = element_ops("stability", trained + kept, fp_add=1, fp_mul=1, read_bits=32)
+    if settings.undoes:
+        elements = kept + sum(buffer.numel() for buffer in model.buffers())
+        costs = costs + element_ops("stability", elements, read_bits=32, write_bits=32)
+        if settings.period(torch.device(device)) > 1:  # old or new is then chosen element by element, in each step
+            costs = costs + element_ops("stability", elements, read_bits=64, write_bits=32)
+    return costs
 
 
 def ranking_costs(channels: int) -> OpCounts:

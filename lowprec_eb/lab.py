@@ -27,8 +27,9 @@ from lowprec_eb.outcome import Outcome, TicketSummary
 from lowprec_eb.precision import Precision
 from lowprec_eb.quantize.random_bits import derive_seed
 from lowprec_eb.recipes import precision as named_precision
-from lowprec_eb.stage import Progress, Stage, StagePhase, StageResult, StageRun, Start
+from lowprec_eb.stage import StageRun
 from lowprec_eb.stage_average import stage_average
+from lowprec_eb.stage_data import Progress, Stage, StagePhase, StageResult, Start
 from lowprec_eb.strict_config import digest
 from lowprec_eb.tasks import Task, TaskSettings
 from lowprec_eb.tickets import Ticket, TicketSettings, batch_norms, draw_by_gamma, keep_random, plan_compaction
@@ -117,11 +118,26 @@ class Lab(ABC):
 
         A stage that another pipeline has run already is not run again.
         """
-        recipe = named_precision(self.settings.precisions.get(precision, precision), backend=self.settings.backend)
+        recipe = self._recipe(precision)
         stage = self._stage(start, phase, recipe, sparsity, detect)
         if stage.key not in self.finished:
             self.finished[stage.key] = self._run(stage, start, recipe)
         return self.finished[stage.key]
+
+    def _recipe(self, name: str) -> Precision:
+        return named_precision(self.settings.precisions.get(name, name), backend=self.settings.backend)
+
+    @property
+    def averaging_kind(self) -> str | None:
+        """Of the average that the stages deliver; None: none."""
+        averaging = self.settings.training.averaging
+        return None if averaging is None else averaging.kind
+
+    @property
+    def _raise_to(self) -> Precision | None:
+        """What an unstable stage goes on in, if it does."""
+        stability = self.settings.training.stability
+        return None if stability is None or stability.raise_to is None else self._recipe(stability.raise_to)
 
     @abstractmethod
     def _run(self, stage: Stage, start: Start, recipe: Precision) -> StageResult: ...
@@ -171,7 +187,7 @@ class Lab(ABC):
             channels_total=sum(norm.num_features for norm in batch_norms(self._dense).values()),
             forward_macs=self._forward_macs(final.state.model),
             dense_forward_macs=self._forward_macs(self._dense),
-            averaging=None if self.settings.training.averaging is None else self.settings.training.averaging.kind,
+            averaging=self.averaging_kind,
         )
 
     def _forward_macs(self, model: nn.Module) -> int:
@@ -188,6 +204,7 @@ class Lab(ABC):
             seed=self.seed,
             phase=phase,
             precision=repr(precision),
+            raise_to=None if self._raise_to is None else repr(self._raise_to),
             start=start.key,
             first_epoch=start.epoch,
             sparsity=sparsity,
@@ -218,7 +235,8 @@ class TrainingLab(Lab):
 
     def _run(self, stage: Stage, start: Start, recipe: Precision) -> StageResult:
         folder = self.store / stage.key
-        return StageRun(stage, start, self.task, recipe, self.profile, folder, self.run).complete(self.progress)
+        run = StageRun(stage, start, self.task, recipe, self.profile, folder, self.run, raise_to=self._raise_to)
+        return run.complete(self.progress)
 
     def draw(self, dense: StageResult, precision: str) -> Ticket:
         state = dense.state
@@ -235,7 +253,14 @@ class PlanningLab(Lab):
         averaging = stage_average(model, stage.training, stage.epochs, recipe, self.task, stage.seed)
         average = None if averaging is None else averaging.average
         costs = epoch_costs(
-            model, optimizer, self.task, sparsity=stage.sparsity, detector=stage.detector, average=average
+            model,
+            optimizer,
+            self.task,
+            sparsity=stage.sparsity,
+            detector=stage.detector,
+            stability=stage.training.stability,
+            device=stage.device,
+            average=average,
         )
         epochs = len(stage.epochs)
         per_phase = {stage.phase: costs.train * epochs, "eval": costs.validate * epochs}

@@ -76,6 +76,15 @@ class LowPrecisionOptimizer(Optimizer):
         self._prepare()
         self.round_weights()
 
+    @property
+    def steps(self) -> int:
+        """Steps taken so far, a part of the seeds; set back where a step is taken back."""
+        return self._steps
+
+    @steps.setter
+    def steps(self, number: int) -> None:
+        self._steps = number
+
     def _prepare(self) -> None:
         """What ``Optimizer.__init__`` would set up, without its copy of the parameter groups."""
         self.defaults = self.inner.defaults
@@ -179,7 +188,7 @@ class LowPrecisionOptimizer(Optimizer):
             how: Any = (rounded.rounding, seed, None, [], None, self.precision.backend)
             operator.round_into(tensor, tensor, rounded.fmt, *how)
         except ValueError as error:
-            raise ValueError(f"parameter {place.name}, {operand}: {error}") from error
+            raise type(error)(f"parameter {place.name}, {operand}: {error}") from error
 
     @torch.no_grad()
     def _round_weights(self, places: Iterator[_Place]) -> None:

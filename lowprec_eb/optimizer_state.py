@@ -56,3 +56,9 @@ def state_keys_of(
             "its distance to a squared mean, which may be negative then: set centered=False"
         )
     return {operand: tuple(given.get(operand, (known or {}).get(operand, ()))) for operand in STATE_OPERANDS}
+
+
+def operand_of(optimizer: optim.Optimizer, key: str) -> str:
+    """The operand that ``optimizer`` keeps under ``key`` of its state; the key itself where it is none."""
+    known = next((_KEPT[base] for base in type(optimizer).__mro__ if base in _KEPT), {})
+    return next((operand for operand, keys in known.items() if key in keys), key)

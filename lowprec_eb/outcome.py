@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lowprec_eb.instability import Instability
+
 
 @dataclass(frozen=True)
 class TicketSummary:
@@ -44,4 +46,25 @@ class Outcome:
     channels_total: int
     forward_macs: int
     dense_forward_macs: int
+    averaging: str | None = None
+
+
+@dataclass(frozen=True)
+class DivergedOutcome:
+    """One pipeline arm, one seed, that could not be trained to its end.
+
+    ``stages`` are the ledger stages that were paid for it, the last of them the one that diverged, in ``phase``;
+    ``event`` says where, ``message`` is for people. ``averaging`` is as of an :class:`Outcome`, had there been one.
+    """
+
+    arm: str
+    pipeline: str
+    seed: int
+    search_precision: str | None
+    precision: str
+    weights: str
+    stages: tuple[str, ...]
+    phase: str
+    event: Instability
+    message: str
     averaging: str | None = None

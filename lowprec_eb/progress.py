@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from energy_models import LedgerRow
-from lowprec_eb.outcome import Outcome
-from lowprec_eb.stage import Stage
+from lowprec_eb.outcome import DivergedOutcome, Outcome
+from lowprec_eb.stage_data import Stage
 
 Label = tuple[int, str]  # seed and name of an arm
 
@@ -23,7 +23,7 @@ class CompareObserver(Protocol):
 
     def epoch(self, arm: Label, stage: Stage, row: LedgerRow, energy_j: float) -> None: ...
 
-    def end(self, arm: Label, outcome: Outcome) -> None: ...
+    def end(self, arm: Label, outcome: Outcome | DivergedOutcome) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,11 @@ class CompareProgress:
         completed = row.key.epoch + 1 - epochs.start
         self.bar.update(self.running[arm], completed=completed, total=len(epochs), now=", ".join(parts))
 
-    def end(self, arm: Label, outcome: Outcome) -> None:
+    def end(self, arm: Label, outcome: Outcome | DivergedOutcome) -> None:
         self.done += 1
         self.bar.remove_task(self.running.pop(arm))
         self.bar.update(self.total, completed=self.done, now=f"{self.done} of {self.arms}")
         if not self.console.is_terminal:
-            line = f"[{self.done}/{self.arms}] seed {outcome.seed}, {outcome.arm}: test {outcome.test_accuracy:.1%}"
+            ended = "diverged" if isinstance(outcome, DivergedOutcome) else f"test {outcome.test_accuracy:.1%}"
+            line = f"[{self.done}/{self.arms}] seed {outcome.seed}, {outcome.arm}: {ended}"
             self.console.print(line, highlight=False, markup=False)

@@ -227,7 +227,7 @@ class Rounder:
             else:
                 operator.round_into(found := out, wide, grid, *how)
         except ValueError as error:
-            raise ValueError(f"layer {self.scope.name!r}, {operand}: {error}") from error
+            raise type(error)(f"layer {self.scope.name!r}, {operand}: {error}") from error
         inside = operator.in_range(wide, repr(grid), scales, bits) if watchers else True
         if divisor is not None:
             found = found * divisor if out is None else found.mul_(divisor)

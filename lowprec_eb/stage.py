@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, get_args
 
 import torch
 from filelock import FileLock
-from torch import Tensor, nn
+from torch import nn
 
 from energy_models import (
     HardwareProfile,
@@ -26,122 +26,29 @@ from energy_models import (
 )
 from lowprec_eb import checkpoints
 from lowprec_eb.costs import EpochCosts, epoch_costs
+from lowprec_eb.instability import Diverged, Instability, to_text
 from lowprec_eb.lowering import lower, raise_
-from lowprec_eb.models import ModelSettings
 from lowprec_eb.optim import LowPrecisionOptimizer
 from lowprec_eb.precision import Precision
+from lowprec_eb.precision_state import load_precision_state, precision_state
 from lowprec_eb.quantize.random_bits import derive_seed
+from lowprec_eb.stability import StabilityMonitor
 from lowprec_eb.stage_average import stage_average
-from lowprec_eb.strict_config import digest, to_plain
-from lowprec_eb.tasks import Task, TaskSettings
+from lowprec_eb.stage_data import (
+    Position,
+    Progress,
+    Stage,
+    StageDiverged,
+    StagePhase,
+    StageResult,
+    Start,
+)
+from lowprec_eb.strict_config import to_plain
+from lowprec_eb.tally import Tally
+from lowprec_eb.tasks import Task
 from lowprec_eb.tickets import EarlyBird, Ticket, TicketSettings, gamma_scores
-from lowprec_eb.train import Callback, EpochReport, SparsityPenalty, TrainSettings, train
+from lowprec_eb.train import Callback, EpochReport, SparsityPenalty, train
 from lowprec_eb.versions import versions
-
-StagePhase = Literal["search", "train", "retrain"]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Everything that decides what a stage computes and what its ledger says. Its hash is its name.
-
-    ``start`` names the weights it begins with, ``data`` is a hash of the examples (the folder they came from does not
-    count), ``profile`` is the hardware profile with a hash of its content, ``software`` that of this package's sources
-    and torch's version.
-    """
-
-    task: TaskSettings
-    model: ModelSettings
-    training: TrainSettings
-    seed: int
-    phase: StagePhase
-    precision: str
-    start: str
-    first_epoch: int
-    sparsity: float
-    detector: TicketSettings | None
-    profile: str
-    device: str
-    threads: int
-    data: str
-    software: str
-
-    @property
-    def key(self) -> str:
-        return digest(self, length=12)
-
-    @property
-    def epochs(self) -> range:
-        """Epochs of the schedule; a detector may stop it earlier."""
-        last = self.training.epochs if self.detector is None else min(self.detector.deadline, self.training.epochs)
-        return range(self.first_epoch, last)
-
-
-@dataclass(frozen=True, eq=False)
-class Start:
-    """A model to begin with: plain (not lowered), with the momentum it brings and the epoch its schedule is at.
-
-    ``costs`` and ``measured`` are what making it took (pruning), charged to the stage that begins with it.
-    """
-
-    key: str
-    model: nn.Module
-    optimizer_state: Mapping[str, Any] | None = None
-    epoch: int = 0
-    costs: OpCounts | None = None
-    measured: MeasuredEnergy | None = None
-
-    def restarted(self) -> Start:
-        """The same weights at the beginning of the schedule, without momentum."""
-        return replace(self, optimizer_state=None, epoch=0, key=f"{self.key}/restarted")
-
-
-@dataclass(frozen=True, eq=False)
-class StageResult:
-    """A finished stage: the state it ended in, and how the best epoch on validation did on test (None: a search,
-    which delivers a ticket and no model). Where weights are averaged, the average is that state, without momentum, and
-    what was validated and tested; ``best_epoch`` is the last one that it may hold.
-
-    ``scores`` is ``|gamma|`` after every epoch, shape (epochs, channels): an observation for pictures, not charged.
-    """
-
-    key: str
-    state: Start
-    ticket: Ticket | None
-    best_epoch: int
-    validation_accuracy: float
-    test_accuracy: float | None
-    scores: Tensor
-    rows: tuple[LedgerRow, ...]
-
-
-class Progress(Protocol):
-    """Where a stage reports to while it runs."""
-
-    def epoch(self, stage: Stage, row: LedgerRow, energy_j: float) -> None:
-        """One epoch is in the ledger; ``energy_j`` is the stage's modelled energy so far (nominal)."""
-
-
-@dataclass(eq=False)
-class _Position:
-    """What changes from epoch to epoch, beside model, optimizer and detector."""
-
-    next_epoch: int
-    best_epoch: int = -1
-    best_accuracy: float = -1.0
-    best_state: dict[str, Tensor] = field(default_factory=dict)
-    scores: list[Tensor] = field(default_factory=list)
-    ticket: Ticket | None = None
-    finished: bool = False
-    test_accuracy: float | None = None
-
-    def to_tree(self) -> dict[str, Any]:
-        return {**self.__dict__, "ticket": None if self.ticket is None else self.ticket.to_tree()}
-
-    @classmethod
-    def from_tree(cls, tree: Mapping[str, Any]) -> _Position:
-        ticket = None if tree["ticket"] is None else Ticket.from_tree(tree["ticket"])
-        return cls(**{**tree, "ticket": ticket})
 
 
 class StageRun(Callback):
@@ -160,9 +67,9 @@ class StageRun(Callback):
         profile: HardwareProfile,
         folder: Path,
         run: str,
+        raise_to: Precision | None = None,
     ) -> None:
         self.stage, self.start, self.task, self.profile, self.folder = stage, start, task, profile, folder
-        self.precision_name = precision.name
         self.model = copy.deepcopy(start.model).to(stage.device)
         lower(self.model, precision)
         rounding_seed = derive_seed(stage.seed, get_args(StagePhase).index(stage.phase))
@@ -170,9 +77,11 @@ class StageRun(Callback):
         if start.optimizer_state is not None:
             # A copy: torch keeps the tensors it is given, and another arm may begin with the same ones.
             self.optimizer.inner.load_state_dict(copy.deepcopy(dict(start.optimizer_state)))
-        self.detector = _detector(stage.detector)
         self.averaging = stage_average(self.model, stage.training, stage.epochs, precision, task, stage.seed)
-        self.position = _Position(next_epoch=stage.first_epoch)
+        self.monitor = self._monitor(raise_to)
+        self.tally = Tally(self._count, task.batch_sizes("train"), self.monitor)
+        self.detector = _detector(stage.detector)
+        self.position = Position(next_epoch=stage.first_epoch)
         self.progress: Progress | None = None
         self.priced: dict[int, tuple[OpCounts, ModelledEnergy]] = {}
         self.ledger = Ledger(folder / "ledger.jsonl")
@@ -204,18 +113,26 @@ class StageRun(Callback):
             self.run_name = self._first_run(self.run_name)
             self._resume()
             self._check_ledger()
+            if self.position.diverged is not None:
+                raise self._diverged(self.position.diverged)
             if not self.position.finished:
-                self.costs = self._count()
                 self._train()
                 self._finish()
             return self._result()
 
     # The loop's callback -------------------------------------------------------------------------------------------
 
+    def before_batch(self, samples: int) -> None:
+        self.tally.add(samples)
+
+    def after_step(self) -> None:
+        if self.averaging is not None and self.averaging.is_due:
+            self.tally.add_update()
+
     def after_epoch(self, report: EpochReport) -> bool:
         """Detect, validate, write the ledger, then the checkpoint: a kill in between repeats the epoch."""
         with measure(self.stage.device) as detecting:
-            ticket = self.detector.update(self.model, self.precision_name) if self.detector else None
+            ticket = self.detector.update(self.model, self.optimizer.precision.name) if self.detector else None
         with measure(self.stage.device) as validating:
             _, accuracy = self.task.evaluate(self.model, "validation")
         distance = max(self.detector.distances(), default=None) if self.detector else None
@@ -224,18 +141,21 @@ class StageRun(Callback):
             "loss": report.loss,
             "validation_accuracy": accuracy,
             "mask_distance": distance,
+            **self.tally.metrics(report.epoch),
         }
-        if self.costs.uncounted:
-            metrics["uncounted"] = "; ".join(self.costs.uncounted)
-        row = self._charge(self.stage.phase, report.epoch, self.costs.train, samples["train"], report.measured, metrics)
-        if self.detector:
-            self._charge("detect", report.epoch, self.costs.detect, 0, detecting, {"mask_distance": distance})
-        self._charge(
-            "eval", report.epoch, self.costs.validate, samples["validation"], validating, {"split": "validation"}
+        if self.tally.costs.uncounted:
+            metrics["uncounted"] = "; ".join(self.tally.costs.uncounted)
+        row = self._charge(
+            self.stage.phase, report.epoch, self.tally.train_costs(), samples["train"], report.measured, metrics
         )
-        if self.averaging is not None:
-            self.averaging.charge_updates(self._charge, self.costs.average, report)
+        if self.detector:
+            self._charge("detect", report.epoch, self.tally.costs.detect, 0, detecting, {"mask_distance": distance})
+        self._charge(
+            "eval", report.epoch, self.tally.costs.validate, samples["validation"], validating, {"split": "validation"}
+        )
+        self._charge_average(report.epoch, report.measured)
         self._advance(report.epoch, accuracy, ticket)
+        self.tally.begin_epoch()
         if self.progress is not None:
             self.progress.epoch(self.stage, row, sum(r.modelled.nominal_j for r in self.ledger.settled()))
         return ticket is not None
@@ -252,10 +172,43 @@ class StageRun(Callback):
     # Steps of a run ------------------------------------------------------------------------------------------------
 
     def _count(self) -> EpochCosts:
-        stage, average = self.stage, None if self.averaging is None else self.averaging.average
         return epoch_costs(
-            self.model, self.optimizer, self.task, sparsity=stage.sparsity, detector=stage.detector, average=average
+            self.model,
+            self.optimizer,
+            self.task,
+            sparsity=self.stage.sparsity,
+            detector=self.stage.detector,
+            stability=self.stage.training.stability,
+            device=self.stage.device,
+            average=None if self.averaging is None else self.averaging.average,
         )
+
+    def _monitor(self, raise_to: Precision | None) -> StabilityMonitor | None:
+        settings = self.stage.training.stability
+        if settings is None:
+            return None
+        return StabilityMonitor(self.model, self.optimizer, settings, raise_to=raise_to, lower=self._lower)
+
+    def _lower(self, model: nn.Module, precision: Precision) -> None:
+        """Where the precision is raised, the average goes along."""
+        lower(model, precision)
+        if self.averaging is not None:
+            self.averaging.lower(precision)
+
+    def _stop(self, error: Diverged) -> StageDiverged:
+        """Charge what the last epoch took, and remember that the stage ends here: run again, it would end alike."""
+        metrics: dict[str, float | str | None] = {"loss": math.nan, "instabilities": to_text([error.event])}
+        metrics |= self.tally.metrics(error.event.epoch)
+        took = MeasuredEnergy(self.stage.device, duration_s=self.tally.seconds())
+        self._charge(self.stage.phase, error.event.epoch, self.tally.train_costs(), self.tally.samples(), took, metrics)
+        self._charge_average(error.event.epoch, took)
+        self.position.diverged = {"event": error.event.to_tree(), "message": str(error)}
+        self._save()
+        return self._diverged(self.position.diverged)
+
+    def _diverged(self, record: dict[str, Any]) -> StageDiverged:
+        event = Instability.from_tree(record["event"])
+        return StageDiverged(record["message"], event, self.stage, tuple(self.ledger.settled()))
 
     def _train(self) -> None:
         if self.start.costs is not None and self.position.next_epoch == self.stage.first_epoch:
@@ -268,14 +221,29 @@ class StageRun(Callback):
         if self.averaging is not None:
             self.averaging.begin(self.position.next_epoch)
             callbacks.insert(0, self.averaging)
-        stage, epochs = self.stage, range(self.position.next_epoch, self.stage.epochs.stop)
-        train(self.model, self.optimizer, self.task, epochs, stage.training, seed=stage.seed, callbacks=callbacks)
+        epochs = range(self.position.next_epoch, self.stage.epochs.stop)
+        self.tally.begin_epoch()
+        try:
+            train(
+                self.model,
+                self.optimizer,
+                self.task,
+                epochs,
+                self.stage.training,
+                seed=self.stage.seed,
+                callbacks=callbacks,
+                monitor=self.monitor,
+            )
+        except Diverged as error:
+            raise self._stop(error) from error
 
     def _finish(self) -> None:
         """A search ends with a ticket, at its deadline with the best so far; any other stage with a test."""
         if self.detector is None:
+            # Inference may draw random numbers, too (rotations): they are those of the checkpoint's next epoch.
+            torch.manual_seed(derive_seed(self.stage.seed, self.position.next_epoch))
             if self.averaging is not None:
-                position, costs = self.position, self.costs.average
+                position, costs = self.position, self.tally.costs.average
                 position.best_accuracy = self.averaging.validate(self._charge, costs, self.task, position.next_epoch)
                 position.best_epoch = position.next_epoch - 1
             self.position.test_accuracy = self._test()
@@ -288,17 +256,22 @@ class StageRun(Callback):
     def _test(self) -> float:
         """Test accuracy of the average, or at the epoch that validation selected; the model keeps its final state."""
         final = {k: v.clone() for k, v in self.model.state_dict().items()}
-        model, costs = self.model, self.costs.test
-        if self.averaging is not None and self.costs.average is not None:
-            model, costs = self.averaging.average.model, self.costs.average.test
+        model, costs = self.model, self.tally.costs
+        if self.averaging is not None and costs.average is not None:
+            model, of_test = self.averaging.average.model, costs.average.test
         else:
+            of_test = costs.test
             self.model.load_state_dict(self.position.best_state)
         with measure(self.stage.device) as testing:
             _, accuracy = self.task.evaluate(model, "test")
         self.model.load_state_dict(final)
         # The test pass stands at the epoch after the last, so that it does not collide with a validation row.
-        self._charge("eval", self.position.next_epoch, costs, self.task.samples["test"], testing, {"split": "test"})
+        self._charge("eval", self.position.next_epoch, of_test, self.task.samples["test"], testing, {"split": "test"})
         return accuracy
+
+    def _charge_average(self, epoch: int, training: MeasuredEnergy) -> None:
+        if self.averaging is not None:
+            self.averaging.charge_updates(self._charge, epoch, *self.tally.average_costs(), training)
 
     def _charge(
         self, phase: Any, epoch: int, counts: OpCounts, samples: int, measured: Any, metrics: dict[str, Any]
@@ -331,6 +304,8 @@ class StageRun(Callback):
         tree = {
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
+            "precision": precision_state(self.model),
+            "monitor": None if self.monitor is None else self.monitor.state_dict(),
             "detector": None if self.detector is None else self.detector.state_dict(),
             "position": self.position.to_tree(),
             "average": None if self.averaging is None else self.averaging.average.state_dict(),
@@ -345,13 +320,16 @@ class StageRun(Callback):
         if meta.get("stage") != self.stage.key:
             raise ValueError(f"{self.state_file}: the state of another stage ({meta.get('stage')}); {self._remedy}")
         tree = checkpoints.unpack(tensors, meta["tree"])
+        if self.monitor is not None:
+            self.monitor.load_state_dict(tree["monitor"])
         self.model.load_state_dict(tree["model"])
+        load_precision_state(self.model, tree["precision"])
         self.optimizer.load_state_dict(tree["optimizer"])
         if self.detector is not None:
             self.detector.load_state_dict(tree["detector"])
         if self.averaging is not None:
             self.averaging.average.load_state_dict(tree["average"])
-        self.position = _Position.from_tree(tree["position"])
+        self.position = Position.from_tree(tree["position"])
 
     def _check_ledger(self) -> None:
         """Every epoch that the checkpoint has behind it is in the ledger: a lost row would be energy for free."""

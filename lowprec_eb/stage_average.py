@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from energy_models import measure
+from energy_models import MeasuredEnergy, OpCounts, measure
 from lowprec_eb.averaging import WeightAverage
 from lowprec_eb.costs import AverageCosts
 from lowprec_eb.lowering import lower
 from lowprec_eb.precision import Precision
 from lowprec_eb.quantize.random_bits import derive_seed
 from lowprec_eb.tasks import Task
-from lowprec_eb.train import Callback, EpochReport, TrainSettings
+from lowprec_eb.train import Callback, TrainSettings
 
 Charge = Callable[..., Any]  # (phase, epoch, counts, samples, measured, metrics): writes a row of the stage's ledger
 _AVERAGE_SEED = 3  # tells the average's random bits from those of the stages' optimizers
@@ -26,7 +26,8 @@ class StageAverage(Callback):
     """Averages the weights of ``model`` while a stage trains it.
 
     Steps are counted from the first epoch of the stage, so which weights are taken does not depend on where a run was
-    resumed.
+    resumed. A step that was skipped as unstable counts too: if it is due, the weights from before it are taken, once
+    more perhaps. An average whose stage diverges is delivered to nobody.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class StageAverage(Callback):
     ) -> None:
         assert training.averaging is not None
         settings = training.averaging
-        self.trained, self.epochs, self.seed = model, epochs, seed
+        self.trained, self.epochs = model, epochs
         self.steps_per_epoch = sum(task.batch_sizes("train").values())
         self.moments = settings.moments(training.epochs, epochs, self.steps_per_epoch)
         self.average = WeightAverage(
@@ -44,16 +45,26 @@ class StageAverage(Callback):
             rounding=settings.rounding,
             seed=derive_seed(seed, _AVERAGE_SEED),
         )
-        lower(self.average.model, settings.precision(precision))
-        self.step = 0
+        self.settings, self.step = settings, 0
+        self.lower(precision)
+
+    def lower(self, precision: Precision) -> None:
+        """The averaged model computes as a stage in ``precision`` has it. Its running ranges start anew; the next
+        update brings those of the trained model."""
+        lower(self.average.model, self.settings.precision(precision))
 
     def begin(self, epoch: int) -> None:
         """The next step is the first of ``epoch``."""
         self.step = (epoch - self.epochs.start) * self.steps_per_epoch
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the weights after the step that was taken last belong to the average."""
+        return self.moments.is_due(self.step)
+
     def after_step(self) -> None:
         self.step += 1
-        if self.moments.is_due(self.step):
+        if self.is_due:
             self.average.update(self.trained)
 
     def updates(self, epoch: int) -> int:
@@ -65,23 +76,22 @@ class StageAverage(Callback):
         """The epochs with a ledger row of phase ``average``, of a stage that has trained up to ``epoch``."""
         return [e for e in range(self.epochs.start, epoch) if self.updates(e)] + ([epoch] if finished else [])
 
-    def charge_updates(self, charge: Charge, costs: AverageCosts | None, report: EpochReport) -> None:
+    def charge_updates(
+        self, charge: Charge, epoch: int, counts: OpCounts, updates: int, training: MeasuredEnergy
+    ) -> None:
         """Write what the updates of an epoch cost; nothing without updates."""
-        updates = self.updates(report.epoch)
         if not updates:
             return
-        assert costs is not None
         # The sensor saw them as part of the training, whose row has their joules and seconds.
-        none = None if report.measured.energy_j is None else 0.0
-        measured = replace(report.measured, energy_j=none, duration_s=0.0)
-        charge("average", report.epoch, costs.update * updates, 0, measured, {"updates": updates})
+        none = None if training.energy_j is None else 0.0
+        measured = replace(training, energy_j=none, duration_s=0.0)
+        charge("average", epoch, counts, 0, measured, {"updates": updates})
 
     def validate(self, charge: Charge, costs: AverageCosts | None, task: Task, epoch: int) -> float:
         """Validation accuracy of the averaged model, its statistics taken on the training batches of ``epoch``, the one
-        after the last, so that it is a function of the checkpoint alone. Once, at the end: each look costs a pass over
-        all the data."""
+        after the last, so that with torch's random state seeded it is a function of the checkpoint alone. Once, at the
+        end: each look costs a pass over all the data."""
         assert costs is not None
-        torch.manual_seed(derive_seed(self.seed, epoch))
         with measure(str(next(self.trained.parameters()).device)) as measured:
             self.average.update_statistics(batch.inputs for batch in task.batches(epoch))
             _, accuracy = task.evaluate(self.average.model, "validation")

@@ -199,12 +199,12 @@ def trace_quantization(
     Raises:
         ValueError: the model is not lowered; nothing was rounded; ``loss`` gives no tensor of one element.
     """
-    scopes = {id(m.lowering): (_plain_name(n), m.lowering) for n, m in model.named_modules() if _is_lowered(m)}
+    scopes = {id(m.lowering): (plain_name(n), m.lowering) for n, m in model.named_modules() if _is_lowered(m)}
     if not scopes:
         raise ValueError(f"{type(model).__name__} has no lowered layer: lp.lower(model, ...) first")
     recorder = _Recorder({key: name for key, (name, _) in scopes.items()})
     with ExitStack() as stack:
-        for context in (_uncompiled(), torch.inference_mode(False), torch.enable_grad()):
+        for context in (uncompiled(), torch.inference_mode(False), torch.enable_grad()):
             stack.enter_context(context)
         stack.enter_context(_unchanged(model, [scope for _, scope in scopes.values()]))
         stack.enter_context(watching(recorder))
@@ -223,12 +223,12 @@ def _is_lowered(module: nn.Module) -> bool:
     return isinstance(module, LoweredModule)
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
     """Without what ``torch.compile`` puts into names."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
-def _uncompiled() -> AbstractContextManager[Any]:
+def uncompiled() -> AbstractContextManager[Any]:
     """Compiled modules run as written. Who has compiled one has loaded the compiler, which takes seconds to load."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from energy_models import MeasuredEnergy, measure
 from lowprec_eb.averaging import AveragingSettings
+from lowprec_eb.instability import Diverged, Instability
 from lowprec_eb.quantize.random_bits import derive_seed
-from lowprec_eb.tasks import Task
+from lowprec_eb.quantize.reference import RefusedNaN
+from lowprec_eb.stability import StabilityMonitor, StabilitySettings
+from lowprec_eb.tasks import Batch, Task
 from lowprec_eb.tickets import batch_norms
 
 
@@ -22,8 +26,9 @@ class TrainSettings:
     """SGD with momentum and a step schedule.
 
     milestones: shares of ``epochs`` at which the learning rate is multiplied by ``decay`` (0.5 and 0.75 are the paper's
-    epochs 80 and 120 of 160).
-    averaging: of the weights, in stages that deliver a model; null averages nothing.
+    epochs 80 and 120 of 160). averaging: of the weights, in stages that deliver a model; None averages nothing.
+    stability: watch every step, and what to do about an unstable one; None only looks at the mean loss of each epoch,
+    and stops where that is not finite.
     """
 
     epochs: int = 20
@@ -33,6 +38,7 @@ class TrainSettings:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     averaging: AveragingSettings | None = None
+    stability: StabilitySettings | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -66,7 +72,7 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What one epoch of training gave: mean loss per example, and what it took."""
+    """What one epoch of training gave: mean loss per example (of the steps that were taken), and what it took."""
 
     epoch: int
     loss: float
@@ -76,11 +82,14 @@ class EpochReport:
 class Callback:
     """What may be hung into the loop."""
 
+    def before_batch(self, samples: int) -> None:
+        """Before each step on ``samples`` examples, whatever becomes of it."""
+
     def before_step(self) -> None:
         """After the backward pass and before the optimizer's step."""
 
     def after_step(self) -> None:
-        """After the optimizer's step."""
+        """After the optimizer's step, also one that was taken back; not after one that stopped the training."""
 
     def after_epoch(self, report: EpochReport) -> bool:
         """After the last step of an epoch; True stops the training."""
@@ -113,44 +122,75 @@ def train(
     *,
     seed: int,
     callbacks: Sequence[Callback] = (),
+    monitor: StabilityMonitor | None = None,
 ) -> None:
     """Train ``model`` in place over ``epochs`` of the schedule.
 
     Each epoch starts torch's default generator from (seed, epoch), so an epoch's random numbers do not depend on where
-    the training was started or resumed.
+    the training was started or resumed. With a ``monitor`` (of this model and optimizer) it takes the steps; then
+    callbacks may see the backward pass of a bad batch twice.
 
     Raises:
-        FloatingPointError: the loss of an epoch is not finite.
+        Diverged: the loss of an epoch is not finite, or the monitor stops the training.
     """
     for epoch in epochs:
         torch.manual_seed(derive_seed(seed, epoch))
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate_at(epoch)
-        with measure(str(next(model.parameters()).device)) as measured:
-            loss = _train_epoch(model, optimizer, task, epoch, callbacks)
+        if monitor is not None:
+            monitor.begin_epoch(epoch)
+        try:
+            with measure(str(next(model.parameters()).device)) as measured:
+                loss = _train_epoch(model, optimizer, task, epoch, callbacks, monitor)
+        except RefusedNaN as error:  # a format without a code for NaN sees it before the mean loss does
+            if monitor is not None:
+                monitor.check()  # it may know the step
+            raise Diverged(_in_loss(epoch, math.nan), str(error)) from error
         if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"training diverged: the mean loss of epoch {epoch} is {loss}; lower training.learning_rate "
-                f"(now {settings.learning_rate_at(epoch):g}) or raise the precision"
-            )
+            advice = f"lower training.learning_rate (now {settings.learning_rate_at(epoch):g}) or raise the precision"
+            raise Diverged(_in_loss(epoch, loss), advice)
         report = EpochReport(epoch, loss, measured)
         if any([callback.after_epoch(report) for callback in callbacks]):
             return
 
 
+def _in_loss(epoch: int, loss: float) -> Instability:
+    return Instability(epoch, None, "", "loss", "", "nan" if math.isnan(loss) else "inf", loss, "stop")
+
+
 def _train_epoch(
-    model: nn.Module, optimizer: Optimizer, task: Task, epoch: int, callbacks: Sequence[Callback]
+    model: nn.Module,
+    optimizer: Optimizer,
+    task: Task,
+    epoch: int,
+    callbacks: Sequence[Callback],
+    monitor: StabilityMonitor | None,
 ) -> float:
     model.train()
     loss_sum = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
-    for batch in task.batches(epoch):
+    lost = torch.zeros_like(loss_sum)  # examples in steps that were not taken
+
+    def backward(batch: Batch) -> Tensor:
         optimizer.zero_grad()
         loss = task.loss(model, batch)
         loss.backward()
         for callback in callbacks:
             callback.before_step()
-        optimizer.step()
+        return loss
+
+    for batch in task.batches(epoch):
+        for callback in callbacks:
+            callback.before_batch(batch.samples)
+        if monitor is None:
+            loss = backward(batch)
+            optimizer.step()
+            loss_sum += loss.detach() * batch.samples
+        else:
+            loss = monitor.step(partial(backward, batch))
+            loss_sum += torch.where(monitor.accepted, loss.detach(), 0.0) * batch.samples
+            lost += ~monitor.accepted * batch.samples
         for callback in callbacks:
             callback.after_step()
-        loss_sum += loss.detach() * batch.samples
-    return loss_sum.item() / task.samples["train"]
+    if monitor is not None:
+        monitor.check()
+    return loss_sum.item() / (task.samples["train"] - int(lost.item()) or math.nan)

@@ -18,10 +18,10 @@ from energy_models import LedgerRow
 from lowprec_eb.compare import ArmResult, gather, record_run, run_arm
 from lowprec_eb.config import Config
 from lowprec_eb.lab import ArmSettings
-from lowprec_eb.outcome import Outcome
+from lowprec_eb.outcome import DivergedOutcome, Outcome
 from lowprec_eb.progress import CompareObserver, Label
 from lowprec_eb.report import Comparison
-from lowprec_eb.stage import Stage
+from lowprec_eb.stage_data import Stage
 
 _events: multiprocessing.Queue[tuple[str, tuple[Any, ...]]] | None = None  # a worker's end of the queue
 
@@ -104,7 +104,7 @@ class _ToParent:
     def epoch(self, arm: Label, stage: Stage, row: LedgerRow, energy_j: float) -> None:
         self._send("epoch", arm, stage, row, energy_j)
 
-    def end(self, arm: Label, outcome: Outcome) -> None:
+    def end(self, arm: Label, outcome: Outcome | DivergedOutcome) -> None:
         self._send("end", arm, outcome)
 
     def _send(self, name: str, *arguments: Any) -> None:

@@ -159,10 +159,14 @@ def _check_zero_point(zero: Tensor, fmt: Int) -> None:
         raise ValueError(f"scale: the zero point beside it must be a whole number from 0 to {fmt.levels} everywhere")
 
 
+class RefusedNaN(ValueError):
+    """A tensor holds a NaN, for which the format has no code."""
+
+
 def refuse_nan(x: Tensor, fmt: Format) -> None:
-    """Raise a ValueError if ``x`` holds a NaN that ``fmt`` refuses."""
+    """Raise :class:`RefusedNaN` if ``x`` holds a NaN that ``fmt`` refuses."""
     if isinstance(fmt.element, Float) and fmt.element.nan == "error" and bool(x.isnan().any()):
-        raise ValueError(
+        raise RefusedNaN(
             f"{int(x.isnan().sum())} of {x.numel()} values are NaN, for which {fmt!r} has no code; find where they "
             "come from, or let them through with dataclasses.replace(element, nan='keep')"
         )

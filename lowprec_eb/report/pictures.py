@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Iterable
 from itertools import cycle
 from pathlib import Path
@@ -93,11 +94,21 @@ def energy_accuracy(comparison: Comparison) -> Figure:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(f"modelled energy [{scale.prefix}J] (marker: nominal, thin bar: low to high)")
     axes.set_ylabel("test accuracy [%] (bar: std over seeds)")
-    axes.set_title(f"{comparison.name}: accuracy and energy, mean over seeds")
+    axes.set_title(f"{comparison.name}: accuracy and energy, mean over seeds{_diverged_text(comparison)}")
     axes.grid(True, which="major", alpha=0.25)
     _legend(figure, colours, markers)
     _label_points(figure, axes, crosses, [arm.arm for arm in arms])
     return figure
+
+
+def _diverged_text(comparison: Comparison) -> str:
+    """Lines of a title for what is not, or not with all seeds, in the picture."""
+    seeds: dict[str, list[int]] = {}
+    for outcome in comparison.diverged:
+        seeds.setdefault(outcome.arm, []).append(outcome.seed)
+    named = [f"{arm} (seed {', '.join(map(str, of))})" for arm, of in seeds.items()]
+    lines = textwrap.wrap(f"diverged, and not shown: {'; '.join(named)}", 100) if named else []
+    return "".join(f"\n{line}" for line in lines)
 
 
 def _cross(arm: ArmSummary, scale: Scale) -> tuple[float, float, float, float, float]:
@@ -168,7 +179,7 @@ def energy_phases(comparison: Comparison) -> Figure:
     axes.margins(x=0.09, y=0.02)
     axes.set_xlim(left=0)
     axes.set_xlabel(f"modelled energy, nominal [{scale.prefix}J]")
-    axes.set_title(f"{comparison.name}: energy by phase, mean over seeds")
+    axes.set_title(f"{comparison.name}: energy by phase, mean over seeds{_diverged_text(comparison)}")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(_PHASE_GROUPS), frameon=False)
     return figure
@@ -206,7 +217,8 @@ def epochs(comparison: Comparison) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(True, alpha=0.25)
         axes.set_xlim(left=0)
-    figure.suptitle(f"{comparison.name}: mean over seeds as far as all went (thick), each seed (thin)", fontsize=11)
+    title = f"{comparison.name}: mean over seeds as far as all went (thick), each seed (thin)"
+    figure.suptitle(title + _diverged_text(comparison), fontsize=11)
     handles, labels = energy_axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(curves), frameon=False)
     return figure

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from lowprec_eb.outcome import TicketSummary
+from energy_models.ledger import LedgerRow
+from lowprec_eb.instability import Instability, from_text
+from lowprec_eb.outcome import DivergedOutcome, TicketSummary
 from lowprec_eb.report.roles import Roles, assign_roles, random_pairs
 from lowprec_eb.report.summary import ArmSummary, Comparison, Ratio, Spread, accuracy_difference, summarise
 from lowprec_eb.report.units import energy_text, ratio_text, three_digits
@@ -29,6 +31,8 @@ def sentences(comparison: Comparison) -> list[str]:
         *_origin_of_saving(roles),
         *_random_tickets(arms),
         *_deadlines(arms),
+        *_diverged(comparison),
+        *_unstable(comparison),
         *_measured(arms),
     ]
 
@@ -209,6 +213,45 @@ def _deadlines(arms: tuple[ArmSummary, ...]) -> list[str]:
 def _ticket_text(arm: ArmSummary, seed: int, ticket: TicketSummary) -> str:
     distance = "" if ticket.distance is None else f", mask distance {ticket.distance:.3f}"
     return f"Search in {arm.search_precision}, seed {seed}, {ticket.epoch} epochs{distance}"
+
+
+def _diverged(comparison: Comparison) -> list[str]:
+    """One sentence for each arm and seed that has no result."""
+    return [
+        f"{outcome.arm}, seed {outcome.seed}, diverged while it ran its {outcome.phase} stage in "
+        f"{_precision_of(outcome)}, and has no result: {outcome.event}."
+        for outcome in comparison.diverged
+    ]
+
+
+def _precision_of(outcome: DivergedOutcome) -> str:
+    searching = outcome.phase == "search" and outcome.search_precision is not None
+    return str(outcome.search_precision if searching else outcome.precision)
+
+
+def _unstable(comparison: Comparison) -> list[str]:
+    """What was skipped, or went on in a higher precision; arms that share a stage are named together."""
+    arms: dict[str, list[str]] = {}
+    for outcome in comparison.outcomes:
+        for stage in outcome.stages:
+            arms.setdefault(stage, []).append(f"{outcome.arm}, seed {outcome.seed}")
+    lines = []
+    for stage, names in arms.items():
+        found = [event for row in comparison.rows[stage] for event in from_text(_noted(row))]
+        if found:
+            raised = {str(row.metrics["precision"]) for row in comparison.rows[stage] if "precision" in row.metrics}
+            lines.append(f"{'; '.join(names)}: {_unstable_text(found, raised)}")
+    return lines
+
+
+def _noted(row: LedgerRow) -> str:
+    return str(row.metrics.get("instabilities", "[]"))
+
+
+def _unstable_text(found: Sequence[Instability], raised: Iterable[str]) -> str:
+    went_on = "".join(f", and training went on in {precision}" for precision in raised)
+    others = f" It is the first of {len(found)} such steps." if len(found) > 1 else ""
+    return f"{found[0]}; the step was skipped{went_on}.{others}"
 
 
 def _measured(arms: tuple[ArmSummary, ...]) -> list[str]:

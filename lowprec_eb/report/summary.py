@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from energy_models.estimate import ModelledEnergy
 from energy_models.ledger import PHASES, LedgerRow, totals
-from lowprec_eb.outcome import Outcome, TicketSummary
+from lowprec_eb.outcome import DivergedOutcome, Outcome, TicketSummary
 
 TRAINING_PHASES = ("search", "train", "retrain")
 
@@ -43,7 +43,8 @@ class Comparison:
 
     ``profile`` is one line with the profile's name and description; ``rows`` are the settled ledger rows by stage, each
     stage once, however many arms it is charged to; ``splits`` are the sizes of "train", "validation" and "test";
-    ``notes`` are printed as they are; ``margin`` is the loss of accuracy (a fraction) that counts as equally accurate.
+    ``notes`` are printed as they are; ``margin`` is the loss of accuracy (a fraction) that counts as equally accurate;
+    ``diverged`` are the arms and seeds that have no outcome: they are named, and are in no mean.
 
     Raises ValueError when there is no outcome, an arm has two outcomes for a seed or describes itself in two ways, or a
     stage is charged twice to one outcome, is not in ``rows`` or has no rows.
@@ -57,6 +58,7 @@ class Comparison:
     splits: Mapping[str, int]
     notes: tuple[str, ...]
     margin: float = 0.01
+    diverged: tuple[DivergedOutcome, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.outcomes:
@@ -65,7 +67,8 @@ class Comparison:
             raise ValueError(f"comparison {self.name!r}: margin must be a fraction in [0, 1), got {self.margin}")
         kinds: dict[str, tuple[str | None, ...]] = {}
         seen: set[tuple[str, int]] = set()
-        for outcome in self.outcomes:
+        everything: tuple[Outcome | DivergedOutcome, ...] = (*self.outcomes, *self.diverged)
+        for outcome in everything:
             where = f"comparison {self.name!r}, arm {outcome.arm!r}, seed {outcome.seed}"
             kind = (outcome.pipeline, outcome.search_precision, outcome.precision, outcome.weights, outcome.averaging)
             if kinds.setdefault(outcome.arm, kind) != kind:
@@ -75,7 +78,7 @@ class Comparison:
             seen.add((outcome.arm, outcome.seed))
             self._check_stages(outcome, where)
 
-    def _check_stages(self, outcome: Outcome, where: str) -> None:
+    def _check_stages(self, outcome: Outcome | DivergedOutcome, where: str) -> None:
         if not outcome.stages or len(set(outcome.stages)) != len(outcome.stages):
             raise ValueError(f"{where}: charge at least one stage, and each once; got {outcome.stages}")
         for stage in outcome.stages:
@@ -84,7 +87,7 @@ class Comparison:
                     f"{where}: is charged for stage {stage!r}, which has no ledger rows; run it, or read its ledger"
                 )
 
-    def charged_rows(self, outcome: Outcome) -> list[LedgerRow]:
+    def charged_rows(self, outcome: Outcome | DivergedOutcome) -> list[LedgerRow]:
         """The rows of all stages that an outcome is charged for, in the order of its stages."""
         return [row for stage in outcome.stages for row in self.rows[stage]]
 
@@ -155,8 +158,8 @@ class ArmSummary:
     """One arm over its seeds (in ascending order); the fields without a spread are means.
 
     The arm pays for every stage it needs, shared ones too: sums over arms pay twice for those and mean nothing.
-    ``vs_full`` and ``vs_slimming`` are the mean energy over that of the fp32 baselines `full` and `network_slimming`
-    (None: no such arm).
+    ``diverged_seeds`` are in no mean. ``vs_full`` and ``vs_slimming`` are the mean energy over that of the fp32
+    baselines `full` and `network_slimming` (None: no such arm).
     """
 
     arm: str
@@ -178,13 +181,28 @@ class ArmSummary:
     vs_full: Ratio | None = None
     vs_slimming: Ratio | None = None
     averaging: str | None = None
+    diverged_seeds: tuple[int, ...] = ()
 
     @property
     def precision_label(self) -> str:
-        """The precision, or "search > training" where they differ."""
-        if self.search_precision in (None, self.precision):
-            return self.precision
-        return f"{self.search_precision} > {self.precision}"
+        return precision_label(self)
+
+
+def precision_label(arm: ArmSummary | DivergedOutcome) -> str:
+    """The precision, or "search > training" where they differ."""
+    if arm.search_precision in (None, arm.precision):
+        return arm.precision
+    return f"{arm.search_precision} > {arm.precision}"
+
+
+def diverged_arms(comparison: Comparison) -> dict[str, list[DivergedOutcome]]:
+    """Arms without any outcome, by name: every seed of them diverged."""
+    finished = {outcome.arm for outcome in comparison.outcomes}
+    arms: dict[str, list[DivergedOutcome]] = {}
+    for outcome in comparison.diverged:
+        if outcome.arm not in finished:
+            arms.setdefault(outcome.arm, []).append(outcome)
+    return arms
 
 
 def summarise(comparison: Comparison) -> tuple[ArmSummary, ...]:
@@ -216,7 +234,9 @@ def _mean_over_seeds(comparison: Comparison, outcomes: list[Outcome]) -> ArmSumm
     measured = [seed.measured_j for seed in seeds if seed.measured_j is not None]
     phases = [phase for phase in PHASES if any(phase in seed.energy_by_phase for seed in seeds)]
     first = outcomes[0]
+    diverged = sorted(outcome.seed for outcome in comparison.diverged if outcome.arm == first.arm)
     return ArmSummary(
+        diverged_seeds=tuple(diverged),
         arm=first.arm,
         pipeline=first.pipeline,
         search_precision=first.search_precision,

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +15,38 @@ from rich.table import Table
 from rich.text import Text
 
 from energy_models.estimate import ModelledEnergy
-from energy_models.ledger import PHASES
+from energy_models.ledger import PHASES, totals
 from lowprec_eb.checkpoints import write_text
+from lowprec_eb.outcome import DivergedOutcome
 from lowprec_eb.report.sentences import sentences
-from lowprec_eb.report.summary import ArmSummary, Comparison, SeedSummary, Spread, summarise
+from lowprec_eb.report.summary import (
+    ArmSummary,
+    Comparison,
+    SeedSummary,
+    Spread,
+    diverged_arms,
+    precision_label,
+    summarise,
+)
 from lowprec_eb.report.units import Scale, percent_text, ratio_text
 
 SCHEMA = 1
 TABLE_WIDTH = 150  # both tables fit
 _COMPONENTS = ("compute_j", "memory_j", "other_j")
 _RATIO_HEADINGS = ("of full fp32\n(low-high)", "of slimming fp32\n(low-high)")
+_MARK = "\N{DAGGER}"
+_DESCRIBED = ("arm", "pipeline", "search_precision", "precision", "weights", "averaging")
 _ENDS = ("low", "nominal", "high")
 
 
 def build_tables(comparison: Comparison) -> tuple[Table, Table]:
-    """Two tables with one row an arm: accuracy, ticket and work; and energy. Means over seeds."""
+    """Two tables with one row an arm: accuracy, ticket and work; and energy. Means over seeds.
+
+    Arms that diverged with every seed come last, without numbers.
+    """
     arms = summarise(comparison)
-    return _work_table(arms), _energy_table(arms)
+    lost = diverged_arms(comparison)
+    return _work_table(arms, lost), _energy_table(arms, lost)
 
 
 def build_plan_table(comparison: Comparison) -> Table:
@@ -58,17 +73,22 @@ def build_plan_table(comparison: Comparison) -> Table:
 
 
 def to_csv(comparison: Comparison, path: Path) -> None:
-    """Write one line an arm, means over seeds; units in the column names, an empty cell where there is no number."""
+    """Write one line an arm, means over seeds; units in the column names, an empty cell where there is no number.
+
+    An arm that diverged with every seed has empty cells but for what it is, and its ``diverged_seeds``.
+    """
     lines = [_flat(arm) for arm in summarise(comparison)]
+    columns = list(lines[0])
+    lines += [_flat_lost(outcomes) for outcomes in diverged_arms(comparison).values()]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     write_text(path, text.getvalue())
 
 
 def to_json(comparison: Comparison, path: Path) -> None:
-    """Write the summary of every arm and every seed, and the closing sentences; units in the names."""
+    """Write the summary of every arm and every seed, what diverged, and the closing sentences; units in the names."""
     tree = {
         "schema": SCHEMA,
         "name": comparison.name,
@@ -76,6 +96,7 @@ def to_json(comparison: Comparison, path: Path) -> None:
         "margin": comparison.margin,
         "splits": dict(comparison.splits),
         "arms": [_arm_tree(arm) for arm in summarise(comparison)],
+        "diverged": [_diverged_tree(comparison, outcome) for outcome in comparison.diverged],
         "sentences": sentences(comparison),
         "notes": list(comparison.notes),
     }
@@ -85,20 +106,28 @@ def to_json(comparison: Comparison, path: Path) -> None:
 # ---- for people --------------------------------------------------------------------------------------------------
 
 
-def _work_table(arms: tuple[ArmSummary, ...]) -> Table:
+def _work_table(arms: tuple[ArmSummary, ...], lost: dict[str, list[DivergedOutcome]]) -> Table:
     columns: dict[str, Callable[[ArmSummary], str]] = {
         "test accuracy\n[%]": lambda arm: percent_text(arm.test_accuracy),
         "ticket after\n[epochs]": _ticket_text,
         **_work_columns(arms),
         "time\n[s]": lambda arm: f"{arm.duration_s:.1f}",
     }
-    table = _table(
-        "Accuracy, ticket and work", "* no ticket in time, drawn at the deadline. MACs and bit-ops of training."
-    )
+    caption = "* no ticket in time, drawn at the deadline. MACs and bit-ops of training."
+    if any(arm.diverged_seeds for arm in arms):
+        caption += f" {_MARK} diverged with a seed, and shows the means of the others."
+    table = _table("Accuracy, ticket and work", caption)
     _add_columns(table, ("arm", "precision"), columns)
     for arm in arms:
-        table.add_row(*map(Text, (arm.arm, arm.precision_label, *(text(arm) for text in columns.values()))))
+        table.add_row(*map(Text, (_name(arm), arm.precision_label, *(text(arm) for text in columns.values()))))
+    for name, outcomes in lost.items():
+        cells = (name, precision_label(outcomes[0]), "diverged", *("-" for _ in list(columns)[1:]))
+        table.add_row(*map(Text, cells))
     return table
+
+
+def _name(arm: ArmSummary) -> str:
+    return f"{arm.arm} {_MARK}" if arm.diverged_seeds else arm.arm
 
 
 def _work_columns(arms: tuple[ArmSummary, ...]) -> dict[str, Callable[[ArmSummary], str]]:
@@ -112,7 +141,7 @@ def _work_columns(arms: tuple[ArmSummary, ...]) -> dict[str, Callable[[ArmSummar
     }
 
 
-def _energy_table(arms: tuple[ArmSummary, ...]) -> Table:
+def _energy_table(arms: tuple[ArmSummary, ...], lost: Iterable[str]) -> Table:
     scale = Scale.of(arm.energy.nominal_j for arm in arms)
     unit = f"[{scale.prefix}J]"
     components = [f"{component.removesuffix('_j')}\n{unit}" for component in _COMPONENTS]
@@ -126,7 +155,7 @@ def _energy_table(arms: tuple[ArmSummary, ...]) -> Table:
     for arm in arms:
         energy = arm.energy
         cells = (
-            arm.arm,
+            _name(arm),
             scale.text(energy.nominal_j),
             _range_text(arm, scale),
             *(scale.text(getattr(energy, component).nominal) for component in _COMPONENTS),
@@ -134,6 +163,8 @@ def _energy_table(arms: tuple[ArmSummary, ...]) -> Table:
             "not measured" if arm.measured_j is None else f"{arm.measured_j:.1f}",
         )
         table.add_row(*map(Text, cells))
+    for name in lost:
+        table.add_row(*map(Text, (name, "diverged", *("-" for _ in headings[1:]))))
     return table
 
 
@@ -180,6 +211,7 @@ def _flat(arm: ArmSummary) -> dict[str, Any]:
         "weights": arm.weights,
         "averaging": arm.averaging,
         "seeds": ";".join(str(seed.seed) for seed in arm.seeds),
+        "diverged_seeds": ";".join(map(str, arm.diverged_seeds)),
         **_spread_cells("test_accuracy", arm.test_accuracy),
         **_spread_cells("validation_accuracy", arm.validation_accuracy),
         "ticket_epochs": ";".join("" if seed.ticket is None else str(seed.ticket.epoch) for seed in arm.seeds),
@@ -190,6 +222,12 @@ def _flat(arm: ArmSummary) -> dict[str, Any]:
         **_ratio_cells(arm, "vs_full"),
         **_ratio_cells(arm, "vs_slimming"),
     }
+
+
+def _flat_lost(outcomes: Sequence[DivergedOutcome]) -> dict[str, Any]:
+    first = outcomes[0]
+    described = {name: getattr(first, name) for name in _DESCRIBED}
+    return described | {"diverged_seeds": ";".join(str(outcome.seed) for outcome in outcomes)}
 
 
 def _number_cells(summary: ArmSummary | SeedSummary) -> dict[str, Any]:
@@ -226,11 +264,18 @@ def _ratio_cells(arm: ArmSummary, name: str) -> dict[str, float | None]:
     return {f"energy_{name}_{end}": ratio and getattr(ratio, end) for end in _ENDS}
 
 
+def _diverged_tree(comparison: Comparison, outcome: DivergedOutcome) -> dict[str, Any]:
+    """Where it broke, and what had been spent until then."""
+    spent = totals(comparison.charged_rows(outcome)).modelled
+    named = {field.name: getattr(outcome, field.name) for field in dataclasses.fields(outcome)}
+    return named | {"stages": list(outcome.stages), "event": outcome.event.to_tree(), **_energy_cells(spent)}
+
+
 def _arm_tree(arm: ArmSummary) -> dict[str, Any]:
     cells = _flat(arm)
-    for joined in ("ticket_epochs", "tickets_on_time"):
+    for joined in ("ticket_epochs", "tickets_on_time", "diverged_seeds"):
         del cells[joined]  # the seeds have them
-    return cells | {"seeds": [_seed_tree(seed) for seed in arm.seeds]}
+    return cells | {"diverged_seeds": list(arm.diverged_seeds), "seeds": [_seed_tree(seed) for seed in arm.seeds]}
 
 
 def _seed_tree(seed: SeedSummary) -> dict[str, Any]:

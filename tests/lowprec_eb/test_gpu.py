@@ -85,3 +85,43 @@ def test_an_early_bird_runs_and_is_measured_where_nvml_is(tiny, tmp_path):
     searched = [row for rows in result.rows.values() for row in rows if row.key.phase == "search"]
     assert all((row.measured_j is not None) == (probe.energy_j is not None) for row in searched)
     assert 0 < result.outcome.test_accuracy <= 1
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_the_monitor_skips_a_step_bit_for_bit_and_waits_for_nothing(name):
+    def made():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.BatchNorm1d(32), torch.nn.Linear(32, 4)).cuda()
+        if name == "sgd":
+            return model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        return model, torch.optim.Adam(model.parameters(), 1e-3, capturable=True)
+
+    def closure_of(model, optimizer, x):
+        def closure():
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            return loss
+
+        return closure
+
+    batches = [torch.randn(8, 16, device="cuda", generator=torch.Generator("cuda").manual_seed(i)) for i in range(12)]
+    bad = batches[0].clone()
+    bad[0, 0] = math.nan
+    clean, optimizer = made()
+    for x in batches:
+        closure_of(clean, optimizer, x)()
+        optimizer.step()
+    model, other = made()
+    monitor = lp.StabilityMonitor(model, other, lp.StabilitySettings(on_unstable="skip"))
+    monitor.step(closure_of(model, other, batches[0]))  # makes the optimizer's state
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for x in [*batches[1:5], bad, *batches[5:]]:
+            monitor.step(closure_of(model, other, x))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    monitor.check()
+    assert [event.step for event in monitor.events] == [5]
+    for key, value in clean.state_dict().items():
+        assert torch.equal(value, model.state_dict()[key]), key

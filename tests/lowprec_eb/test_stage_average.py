@@ -13,7 +13,6 @@ from lowprec_eb import stage as stage_module
 from lowprec_eb.averaging import AveragingSettings
 from lowprec_eb.compare import gather, plan, run_arm
 from lowprec_eb.config import load_config
-from lowprec_eb.costs import AverageCosts
 from lowprec_eb.lab import ArmSettings, TrainingLab
 from lowprec_eb.pipelines import PIPELINES
 from lowprec_eb.precision_settings import PrecisionSettings, RoundedSettings
@@ -23,7 +22,6 @@ from lowprec_eb.stage_average import StageAverage
 from lowprec_eb.strict_config import ConfigError, digest
 from lowprec_eb.tasks import make_task
 from lowprec_eb.tickets import TicketSettings
-from lowprec_eb.train import EpochReport
 
 SWALP = AveragingSettings("swalp", start=0.4)  # epochs 2, 3 and 4 of 5
 IMAGES, STEPS = 120, 4  # of the training split, in batches of 32
@@ -209,10 +207,11 @@ def test_joules_of_updates_are_in_the_trainings_row_and_not_counted_twice(tiny, 
     config = with_averaging(tiny, SWALP)
     average = StageAverage(nn.Linear(2, 2), config.training, range(5), lp.precision("fp32"), task, 0)
     charged = []
-    costs = AverageCosts(*(OpCounts() for _ in range(4)))
     for epoch in range(5):
-        report = EpochReport(epoch, 0.0, MeasuredEnergy("cpu", of_training, duration_s=1.0))
-        average.charge_updates(lambda *row: charged.append(row), costs, report)
+        training = MeasuredEnergy("cpu", of_training, duration_s=1.0)
+        average.charge_updates(
+            lambda *row: charged.append(row), epoch, OpCounts(), average.updates(epoch), training
+        )
     assert [(row[1], row[4].energy_j, row[4].duration_s) for row in charged] == [
         (e, of_updates, 0.0) for e in (2, 3, 4)
     ]

@@ -1,0 +1,132 @@
+"""What a stage is, begins with, remembers and delivers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+from energy_models import LedgerRow, MeasuredEnergy, OpCounts
+from lowprec_eb.instability import Instability
+from lowprec_eb.models import ModelSettings
+from lowprec_eb.strict_config import digest
+from lowprec_eb.tasks import TaskSettings
+from lowprec_eb.tickets import Ticket, TicketSettings
+from lowprec_eb.train import TrainSettings
+
+StagePhase = Literal["search", "train", "retrain"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Everything that decides what a stage computes and what its ledger says. Its hash is its name.
+
+    ``start`` names the weights it begins with, ``data`` is a hash of the examples (the folder they came from does not
+    count), ``profile`` is the hardware profile with a hash of its content, ``software`` that of this package's sources
+    and torch's version, ``raise_to`` the precision that an unstable run goes on in.
+    """
+
+    task: TaskSettings
+    model: ModelSettings
+    training: TrainSettings
+    seed: int
+    phase: StagePhase
+    precision: str
+    start: str
+    first_epoch: int
+    sparsity: float
+    detector: TicketSettings | None
+    profile: str
+    device: str
+    threads: int
+    data: str
+    software: str
+    raise_to: str | None = None
+
+    @property
+    def key(self) -> str:
+        return digest(self, length=12)
+
+    @property
+    def epochs(self) -> range:
+        """Epochs of the schedule; a detector may stop it earlier."""
+        last = self.training.epochs if self.detector is None else min(self.detector.deadline, self.training.epochs)
+        return range(self.first_epoch, last)
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """A model to begin with: plain (not lowered), with the momentum it brings and the epoch its schedule is at.
+
+    ``costs`` and ``measured`` are what making it took (pruning), charged to the stage that begins with it.
+    """
+
+    key: str
+    model: nn.Module
+    optimizer_state: Mapping[str, Any] | None = None
+    epoch: int = 0
+    costs: OpCounts | None = None
+    measured: MeasuredEnergy | None = None
+
+    def restarted(self) -> Start:
+        """The same weights at the beginning of the schedule, without momentum."""
+        return replace(self, optimizer_state=None, epoch=0, key=f"{self.key}/restarted")
+
+
+@dataclass(frozen=True, eq=False)
+class StageResult:
+    """A finished stage: the state it ended in, and how the best epoch on validation did on test (None: a search,
+    which delivers a ticket and no model). Where weights are averaged, the average is that state, without momentum, and
+    what was validated and tested; ``best_epoch`` is the last one that it may hold.
+
+    ``scores`` is ``|gamma|`` after every epoch, shape (epochs, channels): an observation for pictures, not charged.
+    """
+
+    key: str
+    state: Start
+    ticket: Ticket | None
+    best_epoch: int
+    validation_accuracy: float
+    test_accuracy: float | None
+    scores: Tensor
+    rows: tuple[LedgerRow, ...]
+
+
+class StageDiverged(FloatingPointError):
+    """A stage that could not go on; ``rows`` of its ledger say what was spent on it until then."""
+
+    def __init__(self, message: str, event: Instability, stage: Stage, rows: tuple[LedgerRow, ...]) -> None:
+        super().__init__(message)
+        self.event, self.stage, self.rows = event, stage, rows
+
+
+class Progress(Protocol):
+    """Where a stage reports to while it runs."""
+
+    def epoch(self, stage: Stage, row: LedgerRow, energy_j: float) -> None:
+        """One epoch is in the ledger; ``energy_j`` is the stage's modelled energy so far (nominal)."""
+
+
+@dataclass(eq=False)
+class Position:
+    """What changes from epoch to epoch, beside model, optimizer and detector."""
+
+    next_epoch: int
+    best_epoch: int = -1
+    best_accuracy: float = -1.0
+    best_state: dict[str, Tensor] = field(default_factory=dict)
+    scores: list[Tensor] = field(default_factory=list)
+    ticket: Ticket | None = None
+    finished: bool = False
+    test_accuracy: float | None = None
+    diverged: dict[str, Any] | None = None  # the event that ended the stage, and the message
+
+    def to_tree(self) -> dict[str, Any]:
+        return {**self.__dict__, "ticket": None if self.ticket is None else self.ticket.to_tree()}
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> Position:
+        ticket = None if tree["ticket"] is None else Ticket.from_tree(tree["ticket"])
+        return cls(**{**tree, "ticket": ticket})
