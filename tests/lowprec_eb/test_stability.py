@@ -137,6 +137,17 @@ def test_an_error_is_named_at_the_layer_whose_output_it_belongs_to(recipe):
     assert stopped(case) == ("1", "error", "", "nan")
 
 
+def test_without_a_replay_the_first_gradient_of_the_backward_pass_is_named():
+    case = Case(check_every=20)
+
+    def after(module, args, output):
+        output.register_hook(lambda error: poison(error))
+
+    case.model[1].register_forward_hook(case.hook(after))
+    layer, operand, _, kind = stopped(case)
+    assert (layer, operand, kind) == ("1", "gradient", "nan")  # those of layer 0 are bad too
+
+
 @pytest.mark.parametrize("layer", [0, 4])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_gradient_is_named(recipe, layer):
@@ -322,6 +333,23 @@ def test_a_skipped_step_of_a_low_precision_run_never_happened(recipe):
                 monitor.step(closure_of(model, optimizer, images, labels))
         results.append(everything(model, optimizer) | {"steps": torch.tensor(optimizer.steps)})
         assert monitor.skipped == skipping
+    assert_equal(*results)
+
+
+def test_a_step_taken_back_gives_its_rounding_seeds_back():
+    results = []
+    for skipping in (True, False):
+        model = network()
+        lp.lower(model, "bfp8")
+        optimizer = lp.LowPrecisionOptimizer(sgd(model), "bfp8", seed=3)
+        monitor = lp.StabilityMonitor(model, optimizer, lp.StabilitySettings(on_unstable="skip"))
+        for step, (images, labels) in enumerate(batches()):
+            torch.manual_seed(step)
+            optimizer.param_groups[0]["lr"] = 1e9 if step == 2 else 0.05
+            if step != 2 or skipping:
+                monitor.step(closure_of(model, optimizer, images, labels))
+        results.append(everything(model, optimizer))
+        assert [event.operand for event in monitor.events] == ["master"] * skipping
     assert_equal(*results)
 
 
