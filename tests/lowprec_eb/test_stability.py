@@ -195,6 +195,15 @@ def test_an_operand_that_overflows_in_rounding_is_named():
     assert (found.value.event.layer, found.value.event.operand) == ("1", "activation")
 
 
+def test_a_running_sum_that_overflows_between_chunks_is_named():
+    """Every partial sum of 36 products fits into the accumulator, and their running sum does not."""
+    case = Case(lp.Precision(accumulator=lp.FP16, accumulator_chunk=36))
+    case.model[4].register_forward_pre_hook(case.hook(lambda module, args: (torch.full_like(args[0], 1e4),)))
+    with torch.no_grad():
+        case.model[4].weight.fill_(0.1)
+    assert stopped(case) == ("4", "accumulator", "", "inf")
+
+
 def test_a_huge_learning_rate_is_an_explosion_before_it_is_a_nan():
     model = network()
     optimizer = sgd(model, lr=1.0)

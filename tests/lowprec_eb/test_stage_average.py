@@ -209,9 +209,7 @@ def test_joules_of_updates_are_in_the_trainings_row_and_not_counted_twice(tiny, 
     charged = []
     for epoch in range(5):
         training = MeasuredEnergy("cpu", of_training, duration_s=1.0)
-        average.charge_updates(
-            lambda *row: charged.append(row), epoch, OpCounts(), average.updates(epoch), training
-        )
+        average.charge_updates(lambda *row: charged.append(row), epoch, OpCounts(), average.updates(epoch), training)
     assert [(row[1], row[4].energy_j, row[4].duration_s) for row in charged] == [
         (e, of_updates, 0.0) for e in (2, 3, 4)
     ]
