@@ -30,7 +30,7 @@ test-interop: $(VENV)-interop/installed
 
 INTEROP_PIP := $(VENV)-interop/bin/python -m pip --disable-pip-version-check install --quiet \
 	--constraint constraints.txt --constraint constraints-interop.txt
-INTEROP_MODELS := transformers timm torchvision torch-geometric
+INTEROP_MODELS := transformers accelerate lightning timm torchvision torch-geometric
 
 $(VENV)-interop/installed: pyproject.toml constraints.txt constraints-interop.txt
 	$(PYTHON) -m venv $(VENV)-interop
