@@ -107,14 +107,14 @@ def _optimizer(contender: Contender, model: nn.Module, setting: Setting) -> Any:
     if contender.by == PLAIN:
         return optimizer
     if contender.by == QTORCH:
-        return _lowered_by_qtorch(model, optimizer)
+        return lowered_by_qtorch(model, optimizer)
     backend = "reference" if contender.by == REFERENCE else "auto"
     precision = lp.precision(contender.recipe, backend=backend)
     lp.lower(model, precision, functional=setting.functional)
     return lp.LowPrecisionOptimizer(optimizer, precision)
 
 
-def _lowered_by_qtorch(model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+def lowered_by_qtorch(model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
     """swalp8's places: what convolutions and linear layers write, the last one's excepted, and the optimizer.
 
     An embedding stays in float32: qtorch has no layer type for it.
