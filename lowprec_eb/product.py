@@ -64,10 +64,10 @@ class _LowPrecisionProduct(torch.autograd.Function):
     ) -> Tensor:
         ctx.products, ctx.rounder = products, rounder
         readings = readings_of(products)
-        kept = rounder.reads_again()
-        a = _read(rounder, first, readings[0], "first" if kept else "")
-        b = _read(rounder, second, readings[1], "second" if kept else "")
-        if any(wanted) and kept:
+        ctx.reads_again = again = rounder.reads_again(first)
+        a = _read(rounder, first, readings[0], "first" if again else "")
+        b = _read(rounder, second, readings[1], "second" if again else "")
+        if any(wanted) and again:
             ctx.save_for_backward(first, second)
         elif any(wanted):
             a_again = _read_again(rounder, first, a, readings[0], readings[5]) if wanted[1] else a
@@ -131,7 +131,7 @@ def _gradient(ctx: Any, gemm: Gemm, error: Tensor | None, factor: Tensor, like: 
     reading, forward, again = readings[2], readings[1], readings[3]
     if gemm == "grad_second":
         reading, forward, again = readings[4], readings[0], readings[5]
-    if rounder.reads_again() and again.operand != "index":  # what came was kept, not how it was read
+    if ctx.reads_again and again.operand != "index":  # what came was kept, not how it was read
         place = "second" if gemm == "grad_first" else "first"
         factor = _read(rounder, factor, again, place, shown=not rounder.reads_alike(forward, again))
     return _accumulated(rounder, ctx.products, gemm, error, factor, reading.gemm, like)

@@ -97,9 +97,12 @@ class Rounder:
     def _key(self, slot: str, gemm: str | None) -> str:
         return f"{self.call}.{slot}.{gemm}"
 
-    def reads_again(self) -> bool:
-        """Whether an operand can be rounded once more with the same result, so that nobody needs to keep it."""
-        return self.scope.precision.backend != "qtorch"  # its random numbers have no seed
+    def reads_again(self, x: Tensor) -> bool:
+        """Whether the backward pass rounds an operand once more, with the same result, so that nobody keeps it.
+
+        Not while somebody counts or compiles: the operation is to be there once.
+        """
+        return self.scope.precision.backend != "qtorch" and operator.runs_now(x)  # qtorch's bits have no seed
 
     def operand(self, x: Tensor, reading: Reading, place: str = "", shown: bool = True) -> Tensor:
         """``x`` as a GEMM reads it.
