@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lowprec_eb.gemm import Gemm, Products, simulate, simulate_in_chunks
+from lowprec_eb.quantize.fast.packed import Packed
 from lowprec_eb.rounder import Reading, Rounder
+from lowprec_eb.scratch import scratch
 
 # By a factor's role: the GEMM that gives its gradient, and the one under which a precision says how a backward GEMM
 # reads it. Attention's backward products are grad_input.
@@ -64,15 +66,11 @@ class _LowPrecisionProduct(torch.autograd.Function):
     ) -> Tensor:
         ctx.products, ctx.rounder = products, rounder
         readings = readings_of(products)
-        ctx.reads_again = again = rounder.reads_again(first)
-        a = _read(rounder, first, readings[0], "first" if again else "")
-        b = _read(rounder, second, readings[1], "second" if again else "")
-        if any(wanted) and again:
-            ctx.save_for_backward(first, second)
-        elif any(wanted):
-            a_again = _read_again(rounder, first, a, readings[0], readings[5]) if wanted[1] else a
-            b_again = _read_again(rounder, second, b, readings[1], readings[3]) if wanted[0] else b
-            ctx.save_for_backward(a_again, b_again)
+        a, kept_a, packed_a = _read_to_keep(rounder, first, readings[0], readings[5], "first", wanted[1])
+        b, kept_b, packed_b = _read_to_keep(rounder, second, readings[1], readings[3], "second", wanted[0])
+        if any(wanted):
+            ctx.packed = packed_a, packed_b
+            ctx.save_for_backward(kept_a, kept_b)
         result = _accumulated(rounder, products, "output", a, b, "output")
         if bias is not None:
             result = result + bias.view(_bias_shape(products, result.dim()))
@@ -81,17 +79,17 @@ class _LowPrecisionProduct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        first, second = ctx.saved_tensors
+        first, second = map(_unpacked, ctx.packed, ctx.saved_tensors, ("first", "second"))
         wants_first, wants_second, wants_bias = ctx.needs_input_grad[:3]
         rounder, (_, _, of_first, _, of_second, _) = ctx.rounder, readings_of(ctx.products)
         error = grad_first = grad_second = None
         if wants_first:
             error = _read(rounder, grad_output, of_first, "error")
-            grad_first = _gradient(ctx, "grad_first", error, second, first)
+            grad_first = _gradient(ctx, "grad_first", error, second, first, of_first)
         if error is None or not rounder.reads_alike(of_first, of_second):
             error = _read(rounder, grad_output, of_second, "error") if wants_second or wants_bias else None
         if wants_second:
-            grad_second = _gradient(ctx, "grad_second", error, first, second)
+            grad_second = _gradient(ctx, "grad_second", error, first, second, of_second)
         if rounder.scope.rotations[of_second.gemm] is not None:
             error = grad_output  # a rotated one would sum to something else
         grad_bias = _sum_to_bias(ctx.products, error) if wants_bias else None
@@ -113,28 +111,37 @@ def readings_of(products: Products) -> tuple[Reading, Reading, Reading, Reading,
     )
 
 
-def _read(rounder: Rounder, x: Tensor, reading: Reading, place: str = "", shown: bool = True) -> Tensor:
-    return x if reading.operand == "index" else rounder.operand(x, reading, place, shown)
+def _read(rounder: Rounder, x: Tensor, reading: Reading, place: str = "") -> Tensor:
+    return x if reading.operand == "index" else rounder.operand(x, reading, place)
 
 
-def _read_again(rounder: Rounder, x: Tensor, known: Tensor, forward: Reading, backward: Reading) -> Tensor:
-    """A factor as the backward GEMM reads it; ``known`` is how the forward one does."""
-    if backward.operand == "index" or rounder.reads_alike(forward, backward):
-        return known
-    return _read(rounder, x, backward)
+def _read_to_keep(
+    rounder: Rounder, x: Tensor, forward: Reading, backward: Reading, place: str, wanted: bool
+) -> tuple[Tensor, Tensor, Packed | None]:
+    """A factor as the forward GEMM reads it, what is kept of it, and what that means if it is codes.
+
+    Not ``wanted``, only its shape is: then what came is kept.
+    """
+    if not wanted or forward.operand == "index":
+        return _read(rounder, x, forward, place), x, None
+    if not rounder.reads_alike(forward, backward):
+        return _read(rounder, x, forward, place), _read(rounder, x, backward), None
+    found = rounder.packed(x, forward, place)
+    if found is not None:
+        return found
+    rounded = _read(rounder, x, forward)
+    return rounded, rounded, None
 
 
-def _gradient(ctx: Any, gemm: Gemm, error: Tensor | None, factor: Tensor, like: Tensor) -> Tensor:
-    """Of the factor whose shape is ``like``'s, from the other ``factor``."""
+def _unpacked(packed: Packed | None, kept: Tensor, place: str) -> Tensor:
+    if packed is None:
+        return kept
+    return packed.unpack(kept, scratch.like(place, kept, packed.dtype))
+
+
+def _gradient(ctx: Any, gemm: Gemm, error: Tensor | None, factor: Tensor, like: Tensor, reading: Reading) -> Tensor:
     assert error is not None
-    rounder, readings = ctx.rounder, readings_of(ctx.products)
-    reading, forward, again = readings[2], readings[1], readings[3]
-    if gemm == "grad_second":
-        reading, forward, again = readings[4], readings[0], readings[5]
-    if ctx.reads_again and again.operand != "index":  # what came was kept, not how it was read
-        place = "second" if gemm == "grad_first" else "first"
-        factor = _read(rounder, factor, again, place, shown=not rounder.reads_alike(forward, again))
-    return _accumulated(rounder, ctx.products, gemm, error, factor, reading.gemm, like)
+    return _accumulated(ctx.rounder, ctx.products, gemm, error, factor, reading.gemm, like)
 
 
 def _accumulated(

@@ -15,6 +15,7 @@ from lowprec_eb.gemm import LEADING, rotated
 from lowprec_eb.precision import READERS, Rounded
 from lowprec_eb.quantize import draw_seeds, operator
 from lowprec_eb.quantize.blocks import spread
+from lowprec_eb.quantize.fast.packed import Packed, round_and_pack
 from lowprec_eb.quantize.random_bits import random_words
 from lowprec_eb.scope import Scope
 from lowprec_eb.scratch import scratch
@@ -97,20 +98,27 @@ class Rounder:
     def _key(self, slot: str, gemm: str | None) -> str:
         return f"{self.call}.{slot}.{gemm}"
 
-    def reads_again(self, x: Tensor) -> bool:
-        """Whether the backward pass rounds an operand once more, with the same result, so that nobody keeps it.
+    def packed(self, x: Tensor, reading: Reading, place: str) -> tuple[Tensor, Tensor, Packed] | None:
+        """``x`` as a GEMM reads it, in scratch memory, with 8-bit codes to keep for the backward pass.
 
-        Not while somebody counts or compiles: the operation is to be there once.
+        None where it has no such codes, or somebody watches, counts or compiles.
         """
-        return self.scope.precision.backend != "qtorch" and operator.runs_now(x)  # qtorch's bits have no seed
+        found = self.scope.readings[reading.operand, reading.named]
+        if found is None or found.prescale != 1 or self.scope.rotations[reading.gemm] is not None:
+            return None
+        fmt = self.scope.along(found.fmt, 0 if reading.axis is LEADING else reading.axis) or found.fmt
+        bits, leading = self.scope.bits.get(reading.operand), reading.axis is LEADING and fmt is not found.fmt
+        if bits is not None or leading or not self.training or self.scope.precision.backend not in ("auto", "fast"):
+            return None
+        if watchers or not operator.runs_now(x) or (out := scratch.like(place, x)) is None:
+            return None
+        rounding = str(found.rounding)
+        seed = self._seed((reading.slot, reading.named)) if rounding == "stochastic" else None
+        codes = round_and_pack(x, fmt, rounding, seed, out)
+        return None if codes is None else (out, *codes)
 
-    def operand(self, x: Tensor, reading: Reading, place: str = "", shown: bool = True) -> Tensor:
-        """``x`` as a GEMM reads it.
-
-        Args:
-            place: in scratch memory, where the result may lie until the next one for this place.
-            shown: to those who watch; not if they have seen it.
-        """
+    def operand(self, x: Tensor, reading: Reading, place: str = "") -> Tensor:
+        """``x`` as a GEMM reads it; at a ``place`` in scratch memory it is good until the next one there."""
         size = self.scope.rotations[reading.gemm]
         if size is not None:
             assert self.signs is not None
@@ -122,8 +130,8 @@ class Rounder:
         turned = self.scope.along(found.fmt, 0 if reading.axis is LEADING else reading.axis)
         if turned is not None and reading.axis is LEADING and x.dim() != 2:
             rows = x.reshape(-1, x.shape[-1])
-            return self._values(rows, found, turned, reading.operand, slot, place, shown).view(x.shape)
-        return self._values(x, found, turned or found.fmt, reading.operand, slot, place, shown)
+            return self._values(rows, found, turned, reading.operand, slot, place).view(x.shape)
+        return self._values(x, found, turned or found.fmt, reading.operand, slot, place)
 
     def result(self, x: Tensor, operand: str, slot: tuple[str, str | None]) -> Tensor:
         """A result as it is written: the layer's output, or a product as it leaves the accumulator. ``x`` is spent."""
@@ -163,8 +171,9 @@ class Rounder:
 
     def reads_alike(self, one: Reading, other: Reading) -> bool:
         """Whether two GEMMs read the very same rounded tensor: then it is rounded once."""
-        first, second = (self.scope.readings[reading.operand, reading.named] for reading in (one, other))
-        if first != second or any(self.scope.rotations[reading.gemm] is not None for reading in (one, other)):
+        first = self.scope.readings[one.operand, one.named]
+        same = self.scope.same[one.operand, one.named, other.named]
+        if not same or any(self.scope.rotations[reading.gemm] is not None for reading in (one, other)):
             return False
         return first is None or one.axis == other.axis or self.scope.along(first.fmt, 0) is None
 
@@ -191,14 +200,13 @@ class Rounder:
         operand: str,
         slot: tuple[str, str | None],
         place: str | None = None,
-        shown: bool = True,
     ) -> Tensor:
         """Rounded, in scratch memory at ``place``; ``""`` is memory of its own, None is in place of ``x``."""
         out = None
         if place != "" and not watchers and operator.runs_now(x):
             out = x if place is None else scratch.like(place, x)
         result, inside = self._quantized(x, reading, fmt, operand, slot, out=out)
-        if watchers and shown:
+        if watchers:
             self._show(x, result, inside, reading, operand, slot)
         return result
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lowprec_eb.formats import Format, at_bits
 from lowprec_eb.formats.base import MAX_DIMENSIONS
-from lowprec_eb.precision import Precision
+from lowprec_eb.precision import READERS, Precision
 
 # How each operand is read, by (operand, GEMM); results have no GEMM.
 READINGS: tuple[tuple[str, str | None], ...] = (
@@ -47,6 +47,13 @@ class Scope:
     def __post_init__(self) -> None:
         self.readings = {key: self.precision.of(*key) for key in READINGS}
         self.rotations = {gemm: self.precision.rotation(gemm) for gemm in GEMMS}
+        # Compared here: a compiler may take the numbers in a format for variables.
+        self.same = {
+            (operand, one, other): self.readings[operand, one] == self.readings[operand, other]
+            for operand, readers in READERS.items()
+            for one in readers
+            for other in readers
+        }
         used = [reading for reading in self.readings.values() if reading is not None]
         follows = self.precision.block_axis == "reduction"
         turned = {reading.fmt for reading in used if follows and reading.fmt.block_size is not None}

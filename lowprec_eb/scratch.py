@@ -20,18 +20,23 @@ class Scratch(threading.local):
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
-    def like(self, place: str, x: Tensor) -> Tensor | None:
-        """A tensor of x's shape, dtype and strides, with any content, that is good until the next one for ``place``.
+    def like(self, place: str, x: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
+        """A tensor of x's shape, strides and dtype (if none is given), that is good until the next one for ``place``.
 
         None if x is not dense, not on the CPU, or too large to be kept.
         """
         memory = torch.channels_last if x.dim() == 4 else torch.contiguous_format
-        if not x.is_cpu or x.nbytes > _LARGEST or not (x.is_contiguous() or x.is_contiguous(memory_format=memory)):
+        dtype = dtype or x.dtype
+        if (
+            not x.is_cpu
+            or x.numel() * dtype.itemsize > _LARGEST
+            or not (x.is_contiguous() or x.is_contiguous(memory_format=memory))
+        ):
             return None
-        buffer = self._buffers.get((place, x.dtype))
+        buffer = self._buffers.get((place, dtype))
         if buffer is None or buffer.numel() < x.numel():
             with torch.inference_mode(False):
-                buffer = self._buffers[place, x.dtype] = torch.empty(x.numel(), dtype=x.dtype)
+                buffer = self._buffers[place, dtype] = torch.empty(x.numel(), dtype=dtype)
         return buffer.as_strided(x.shape, x.stride())
 
 

@@ -102,8 +102,17 @@ def real_scale(scale: Value, tensor_scale: Value, zero: Value | None = None) -> 
 
 # ---- elements ----------------------------------------------------------------------------------------------------
 
-# Of values, their scale and random words.
-Rounding = Callable[[Value, Scale, Value | None], Value]
+
+@dataclass(frozen=True)
+class Rounded:
+    """A rounded value, and how to make its code: 8 bits of a pattern, from which :data:`DECODERS` make it again."""
+
+    value: Value
+    code: Callable[[], Value]
+
+
+Rounding = Callable[[Value, Scale, Value | None], Rounded]  # of values, their scale and random words
+Decoding = Callable[[Value, Scale], Value]  # of codes and their scale
 
 
 def _whole_magnitude(rounding: str, a: Value, word: Value | None) -> Value:
@@ -133,13 +142,18 @@ def round_whole(job: Job, rounding: str, exact: bool) -> Rounding:
     low, high, passes = job.real(slots.LOW), job.real(slots.HIGH), job.real(slots.PASSES)
     error = None if exact else job.real(slots.TOLERANCE)
 
-    def round_lanes(x: Value, scale: Scale, word: Value | None) -> Value:
+    def round_lanes(x: Value, scale: Scale, word: Value | None) -> Rounded:
         v = scale.divide(x)
         steps = _whole(rounding, v, word, None if error is None else v.magnitude * error)
         steps = clamped(steps, low, high)
-        return x.code.pick(x.magnitude >= passes, x, scale.multiply(steps)) + 0.0  # integers have one zero
+        value = x.code.pick(x.magnitude >= passes, x, scale.multiply(steps)) + 0.0  # integers have one zero
+        return Rounded(value, lambda: steps.to("fptosi", I32))
 
     return round_lanes
+
+
+def decode_whole(job: Job) -> Decoding:
+    return lambda code, scale: scale.multiply((code << 24).signed_shift(24).to("sitofp", F32)) + 0.0
 
 
 def clamped(v: Value, low: Any, high: Any) -> Value:
@@ -148,32 +162,53 @@ def clamped(v: Value, low: Any, high: Any) -> Value:
     return v.code.pick(v > high, high, v)
 
 
-def round_affine(job: Job, rounding: str, exact: bool) -> Rounding:
-    high, passes, error = job.real(slots.HIGH), job.real(slots.PASSES), job.real(slots.TOLERANCE)
-    largest, from_minimum = job.real(slots.LARGEST_RESULT), job.real(slots.LOW) > 0.0
-    least = largest * -1.0
+class _Affine:
+    """Codes of affine integers, which count from the block's minimum, or have a zero point among them."""
 
-    def codes_from_minimum(x: Value, scale: Value, zero: Value, word: Value | None) -> Value:
-        v = (x * 0.5 - zero * 0.5) / scale * 2.0  # the whole difference may overflow
-        steps = _whole(rounding, v, word, (v.magnitude + zero.magnitude / scale) * error)
-        return (clamped(steps, 0.0, high) * (scale * 0.5) + zero * 0.5) * 2.0
+    def __init__(self, job: Job) -> None:
+        self.high, self.error = job.real(slots.HIGH), job.real(slots.TOLERANCE)
+        self.largest, self.from_minimum = job.real(slots.LARGEST_RESULT), job.real(slots.LOW) > 0.0
 
-    def codes_from_zero_point(x: Value, scale: Value, zero: Value, word: Value | None) -> Value:
-        v = x / scale
-        steps = _whole(rounding, v, word, v.magnitude * error)
-        return (clamped(steps + zero, 0.0, high) - zero) * scale
+    def steps(self, x: Value, step: Value, zero: Value, rounding: str, word: Value | None) -> Value:
+        def from_minimum() -> Value:
+            v = (x * 0.5 - zero * 0.5) / step * 2.0  # the whole difference may overflow
+            return _whole(rounding, v, word, (v.magnitude + zero.magnitude / step) * self.error)
 
-    def round_lanes(x: Value, scale: Scale, word: Value | None) -> Value:
-        assert scale.scale is not None and scale.zero is not None
-        step, zero, code = scale.scale, scale.zero, x.code
-        rounded = code.choose(
-            from_minimum,
-            lambda: codes_from_minimum(x, step, zero, word),
-            lambda: codes_from_zero_point(x, step, zero, word),
+        def from_zero_point() -> Value:
+            v = x / step
+            return _whole(rounding, v, word, v.magnitude * self.error) + zero
+
+        return clamped(x.code.choose(self.from_minimum, from_minimum, from_zero_point), 0.0, self.high)
+
+    def value(self, steps: Value, step: Value, zero: Value) -> Value:
+        value = steps.code.choose(
+            self.from_minimum,
+            lambda: (steps * (step * 0.5) + zero * 0.5) * 2.0,
+            lambda: (steps - zero) * step,
         )
-        return code.pick(x.magnitude >= passes, x, clamped(rounded, least, largest))
+        return clamped(value, self.largest * -1.0, self.largest)
+
+
+def round_affine(job: Job, rounding: str, exact: bool) -> Rounding:
+    passes, affine = job.real(slots.PASSES), _Affine(job)
+
+    def round_lanes(x: Value, scale: Scale, word: Value | None) -> Rounded:
+        assert scale.scale is not None and scale.zero is not None
+        steps = affine.steps(x, scale.scale, scale.zero, rounding, word)
+        value = x.code.pick(x.magnitude >= passes, x, affine.value(steps, scale.scale, scale.zero))
+        return Rounded(value, lambda: steps.to("fptosi", I32))
 
     return round_lanes
+
+
+def decode_affine(job: Job) -> Decoding:
+    affine = _Affine(job)
+
+    def decode_lanes(code: Value, scale: Scale) -> Value:
+        assert scale.scale is not None and scale.zero is not None
+        return affine.value(code.to("sitofp", F32), scale.scale, scale.zero)
+
+    return decode_lanes
 
 
 class FloatSlots:
@@ -183,6 +218,7 @@ class FloatSlots:
         self.mantissa, self.half, self.odd = (job.pattern(base + s) for s in (slots.MANTISSA, slots.HALF, slots.ODD))
         self.mask, self.normal = job.pattern(base + slots.MASK), job.pattern(base + slots.NORMAL)
         self.kept = self.mask ^ 0xFFFFFFFF
+        self.first_normal = job.code.constant(I32, 1) << self.mantissa  # code of the smallest normal number
         self.magic = job.real(magic)
 
     def even(self, a: Value) -> Value:
@@ -210,7 +246,13 @@ def round_float(job: Job, rounding: str, exact: bool) -> Rounding:
             raised = a
         return a.code.pick(a < fmt.normal, small.bits, raised & fmt.kept)
 
-    def round_lanes(x: Value, scale: Scale, word: Value | None) -> Value:
+    def encode(r: Value, sign: Value) -> Value:
+        """Normal numbers count on where the subnormal ones end."""
+        small = (r.as_float * down_1 * down_2).to("fptosi", I32)
+        large = ((r - fmt.normal) >> (fmt.mantissa * -1 + 23)) + fmt.first_normal
+        return r.code.pick(r < fmt.normal, small, large) | (sign >> 24)
+
+    def round_lanes(x: Value, scale: Scale, word: Value | None) -> Rounded:
         code, v = x.code, scale.divide(x)
         a = v.bits & ABSOLUTE
         r = fmt.even(a) if rounding == "nearest" or not exact else other_bits(a, word)
@@ -219,13 +261,32 @@ def round_float(job: Job, rounding: str, exact: bool) -> Rounding:
             r = code.pick(inexact, other_bits(a, word), r)
         r = code.pick(r > largest, beyond, r)
         r = code.pick(a < INFINITY, r, code.pick(a > INFINITY, a, infinite))
-        return scale.multiply((r | (v.bits & SIGN)).as_float)
+        sign = v.bits & SIGN
+        return Rounded(scale.multiply((r | sign).as_float), lambda: encode(r, sign))
 
     return round_lanes
+
+
+def decode_float(job: Job) -> Decoding:
+    fmt, up_1, up_2 = FloatSlots(job, slots.ELEMENT, slots.MAGIC), job.real(slots.UP_1), job.real(slots.UP_2)
+
+    def decode_lanes(code: Value, scale: Scale) -> Value:
+        number = code & 0x7F
+        small = (number.to("sitofp", F32) * up_1 * up_2).bits
+        large = ((number - fmt.first_normal) << (fmt.mantissa * -1 + 23)) + fmt.normal
+        r = code.code.pick(number < fmt.first_normal, small, large)
+        return scale.multiply((r | ((code & 0x80) << 24)).as_float)
+
+    return decode_lanes
 
 
 FAMILIES: dict[str, Callable[[Job, str, bool], Rounding]] = {
     "round_whole": round_whole,
     "round_affine": round_affine,
     "round_float": round_float,
+}
+DECODERS: dict[str, Callable[[Job], Decoding]] = {
+    "round_whole": decode_whole,
+    "round_affine": decode_affine,
+    "round_float": decode_float,
 }

@@ -25,6 +25,7 @@ class Call:
     def __init__(self, made: Plan, x: Tensor, fmt: Format, seed: int, offset: int, target: Tensor) -> None:
         self.plan, self.fmt = made, fmt
         self.x, self.target = x, target  # held: the kernels know addresses only
+        self._elements = x.numel()
         self.buffer, self._copies = bytearray(made.buffer), list[bytearray]()
         self.layout = made.lanes.layout
         self.parts = threads.parts_of(x.numel())
@@ -34,8 +35,15 @@ class Call:
             address = self.scales.data_ptr()
         _CHANGING.pack_into(self.buffer, 0, x.data_ptr(), target.data_ptr(), address, 0, seed, offset)
 
-    def run(self, given: list[Tensor]) -> None:
+    @property
+    def _count(self) -> int:
+        return self.plan.lanes.outer if self.layout == slots.RUNS else self._elements
+
+    def run(self, given: list[Tensor], codes: Tensor | None = None) -> None:
+        """Round; ``codes`` (8-bit, as ``x`` lies) is where codes go."""
         place = self.plan.lanes
+        if codes is not None:
+            self._set_integer(slots.CODES, codes.data_ptr())
         if given or self.fmt.has_zero_point:
             self._use_scales(given)
         elif self.plan.scales_first:
@@ -44,10 +52,26 @@ class Call:
             self._find_one_scale()
         if self.layout in (slots.SLICES, slots.STRIPES) and not (given or self.fmt.has_zero_point):
             objects.kernel(f"find_scales-{self.plan.dtype}")(_address(self.buffer), 0, place.outer)
-        count = place.outer if self.layout == slots.RUNS else self.x.numel()
-        self._run(objects.kernel(self.plan.compiled), count)
+        self._run(objects.kernel(self.plan.compiled if codes is None else self.plan.coding), self._count)
         if self.plan.refuses_nan and self._integer(slots.NAN_SEEN):
             reference.refuse_nan(self.x, self.fmt)
+
+    @property
+    def met_infinity(self) -> bool:
+        """Whether a kernel that stores codes met an infinity or a NaN, which have none."""
+        return bool(self._integer(slots.NAN_SEEN))
+
+    def forget_tensors(self) -> None:
+        """Let go of all but what :meth:`decode` needs."""
+        self.x = self.target = torch.empty(0)
+
+    def decode(self, codes: Tensor, target: Tensor) -> None:
+        """The values that were rounded, from the codes that were stored then; both lie as ``x`` did."""
+        self.target = target
+        self._set_integer(slots.CODES, codes.data_ptr())
+        self._set_integer(slots.TARGET, target.data_ptr())
+        self._set_integer(slots.RULE, slots.GIVEN)
+        self._run(objects.kernel(self.plan.decoding), self._count)
 
     def _run(self, kernel: objects.Kernel, count: int) -> None:
         if self.parts == 1:
@@ -94,7 +118,7 @@ class Call:
             return bounds[0], bounds[1]
         parts = torch.empty(self.parts, 2)
         tasks = self._tasks(
-            self.x.numel(), lambda part: self._buffer_for(parts[part, 0], parts[part, 1], slots.NO_BLOCKS)
+            self._elements, lambda part: self._buffer_for(parts[part, 0], parts[part, 1], slots.NO_BLOCKS)
         )
         threads.run(kernel, tasks)
         return parts[: len(tasks), 0].amin(0, keepdim=True), parts[: len(tasks), 1].amax(0, keepdim=True)
@@ -119,7 +143,7 @@ class Call:
     def _largest(self) -> Tensor:
         """Largest finite magnitude of the tensor; 0-d."""
         maxima = torch.empty(self.parts, dtype=torch.float32)
-        tasks = self._tasks(self.x.numel(), lambda part: self._buffer_for(maxima[part]))
+        tasks = self._tasks(self._elements, lambda part: self._buffer_for(maxima[part]))
         threads.run(objects.kernel(f"measure-{self.plan.dtype}"), tasks)
         return maxima[: len(tasks)].amax()
 

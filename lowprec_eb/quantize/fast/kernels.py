@@ -12,6 +12,7 @@ from collections.abc import Callable
 from lowprec_eb.quantize.fast import slots
 from lowprec_eb.quantize.fast.arithmetic import (
     ABSOLUTE,
+    DECODERS,
     FAMILIES,
     INFINITY,
     FloatSlots,
@@ -26,7 +27,7 @@ from lowprec_eb.quantize.fast.arithmetic import (
     unscaled,
 )
 from lowprec_eb.quantize.fast.lanes import F32, I32, I64, Code, Value, vector
-from lowprec_eb.quantize.fast.loops import Elements, LogicalRows, Window, groups, segments, stripe_rows, windows
+from lowprec_eb.quantize.fast.loops import Codes, Elements, LogicalRows, Window, groups, segments, stripe_rows, windows
 
 # ---- scales ------------------------------------------------------------------------------------------------------
 
@@ -103,7 +104,9 @@ def _apply_rule(job: Job, first: Value, last: Value) -> None:
 class _Rounder:
     """Rounds segments of elements whose scales are known: every element is loaded, rounded and stored here."""
 
-    def __init__(self, job: Job, family: str, scaling: str, rounding: str, dtype: str, nan: str, order: str) -> None:
+    def __init__(
+        self, job: Job, family: str, scaling: str, rounding: str, dtype: str, nan: str, order: str, codes: str
+    ) -> None:
         self.job, self.code, self.elements = job, job.code, Elements(job, dtype)
         self._round = FAMILIES[family](job, rounding, scaling != "real")
         self._scaling, self._stochastic = scaling, rounding == "stochastic"
@@ -111,7 +114,8 @@ class _Rounder:
         self._tensor_scale = job.real(slots.TENSOR_SCALE)
         self._seed, self._offset = job.integer(slots.SEED), job.integer(slots.OFFSET)
         self._seen = self.code.variable(self.code.constant(vector(I32), 0))  # largest magnitude: above infinity is NaN
-        self._refuses_nan = nan == "error"
+        self._codes = Codes(job) if codes == "coded" else None
+        self._watches = nan == "error" or self._codes is not None
         self._permuted = order == "permuted"
 
     def segment(self, first: Value, last: Value, scale_of: Callable[[Window], Scale]) -> None:
@@ -142,9 +146,12 @@ class _Rounder:
 
     def _round_window(self, window: Window, scale_of: Callable[[Window], Scale], word: Value | None) -> None:
         x = self.elements.load(window)
-        if self._refuses_nan:
+        if self._watches:
             self._seen.set(self._seen.get().math("umax", x.bits & ABSOLUTE))
-        self.elements.store(window, self._round(x, scale_of(window), word))
+        rounded = self._round(x, scale_of(window), word)
+        self.elements.store(window, rounded.value)
+        if self._codes is not None:
+            self._codes.store(window, rounded.code())
 
     def of_one_scale(self, first: Value, last: Value, number: Value, layout: Value) -> None:
         scale = self.code.choose(
@@ -172,8 +179,31 @@ class _Rounder:
         return self.code.load(F32, self.job.integer(slot) + number * 4)
 
     def finish(self) -> None:
-        with self.code.when(self._seen.get().largest_lane() > INFINITY):
+        smallest = INFINITY + (self._codes is None)  # what is not finite has no code
+        with self.code.when(self._seen.get().largest_lane() >= smallest):
             self.job.write(slots.NAN_SEEN, self.code.constant(I64, 1))
+
+
+class _Decoder(_Rounder):
+    """Makes rounded values of their codes."""
+
+    def __init__(self, job: Job, family: str, scaling: str, dtype: str) -> None:
+        super().__init__(job, family, scaling, "nearest", dtype, "keep", "plain", "coded")
+        self._decode = DECODERS[family](job)
+
+    def segment(self, first: Value, last: Value, scale_of: Callable[[Window], Scale]) -> None:
+        assert self._codes is not None
+        for window in windows(self.code, first, last):
+            self.elements.store(window, self._decode(self._codes.load(window), scale_of(window)))
+
+
+def _decode(job: Job, first: Value, last: Value, family: str, scaling: str, dtype: str) -> None:
+    """Elements ``first`` to ``last`` from their codes; of a layout in runs, rows. The scales are known."""
+    decoder = _Decoder(job, family, scaling, dtype)
+    if scaling == "unscaled":
+        decoder.segment(first, last, lambda _: unscaled())
+    else:
+        _round_scaled(job, decoder, first, last)
 
 
 def _round(job: Job, first: Value, last: Value, family: str, scaling: str, *how: str) -> None:
@@ -263,6 +293,7 @@ def _take_tasks(job: Job, first: Value, last: Value) -> None:
 
 
 _OTHERS: dict[str, Callable[..., None]] = {
+    "decode": _decode,
     "find_scales": _find_scales,
     "find_bounds": _find_bounds,
     "measure": _measure,

@@ -14,7 +14,7 @@ from typing import Any
 from llvmlite import ir
 
 LANES = 16
-F32, I1, I16, I32, I64 = ir.FloatType(), ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+F32, I1, I8, I16, I32, I64 = ir.FloatType(), *(ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 
 _KERNEL = ir.FunctionType(I32, [I64] * 3)
 
@@ -77,6 +77,11 @@ class Value:
     __ge__ = _comparison(">=")
 
     equals = _comparison("==")
+
+    def signed_shift(self, count: int) -> Value:
+        """To the right, with copies of the sign."""
+        a, b = self.code.alike(self, count)
+        return self.code.value(self.code.builder.ashr(a.ir, b.ir))
 
     def to(self, operation: str, element: Any) -> Value:
         """Converted by an LLVM instruction, lane by lane."""

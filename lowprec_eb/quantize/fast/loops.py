@@ -12,7 +12,7 @@ from llvmlite import ir
 
 from lowprec_eb.quantize.fast import slots
 from lowprec_eb.quantize.fast.arithmetic import Job
-from lowprec_eb.quantize.fast.lanes import F32, I16, I32, I64, LANES, Code, Value, bytes_of, vector
+from lowprec_eb.quantize.fast.lanes import F32, I8, I16, I32, I64, LANES, Code, Value, bytes_of, vector
 
 _NAN = {"bfloat16": 0x7FC0, "float16": 0x7E00}
 _CACHED = 4096  # elements that are measured before they are rounded
@@ -107,6 +107,19 @@ class Elements:
         elif self._dtype == "float16":
             value = value.to("fptrunc", ir.HalfType()).to("bitcast", I16)
         window.store(value, self._target)
+
+
+class Codes:
+    """8-bit codes of the elements."""
+
+    def __init__(self, job: Job) -> None:
+        self._address = job.integer(slots.CODES)
+
+    def load(self, window: Window) -> Value:
+        return window.load(I8, self._address).to("zext", I32)
+
+    def store(self, window: Window, code: Value) -> None:
+        window.store(code.to("trunc", I8), self._address)
 
 
 # ---- layouts -----------------------------------------------------------------------------------------------------

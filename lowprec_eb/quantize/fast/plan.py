@@ -43,9 +43,22 @@ class Plan:
     @cached_property
     def compiled(self) -> str:
         """Name of the kernel that rounds."""
+        return self._named("plain")
+
+    @cached_property
+    def coding(self) -> str:
+        """Name of the kernel that rounds and stores the codes too."""
+        return self._named("coded")
+
+    @cached_property
+    def decoding(self) -> str:
+        """Name of the kernel that makes rounded values of codes."""
+        return "-".join(("decode", self.kernel, self.scaling, self.dtype))
+
+    def _named(self, codes: str) -> str:
         nan = "error" if self.refuses_nan else "keep"
         order = "permuted" if self.order is not None and self.rounding == "stochastic" else "plain"
-        return "-".join((self.kernel, self.scaling, self.rounding, self.dtype, nan, order))
+        return "-".join((self.kernel, self.scaling, self.rounding, self.dtype, nan, order, codes))
 
 
 @dataclass(frozen=True)

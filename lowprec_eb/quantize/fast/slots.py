@@ -21,13 +21,14 @@ RULE = 12
 ELEMENT_EXPONENT = 13  # of the element's largest value, for shared exponents
 LOWEST_EXPONENT = 14
 STEP_EXPONENT = 15  # of an integer element's step
-NAN_SEEN = 16  # written by a kernel: a NaN was rounded
+NAN_SEEN = 16  # written by a kernel: a NaN was rounded, or, where it stores codes, an infinity
 ELEMENT, SCALE_FORMAT = 17, 25  # first slots of a float format: the element's, and the scales'
 ROW, STEP = 33, 34  # elements of a row of memory, and how far apart their logical indices are
 COUNT_1, COUNT_2 = 35, 36  # rows in a turn of the inner loop over rows, and its turns in one of the next
 STRIDE_1, STRIDE_2, STRIDE_3 = 37, 38, 39  # how far the logical index moves with each row, and with each such turn
 PAIRS = 40  # 1: rows come in pairs whose elements share random numbers, if the first index is even
-INTEGERS = 41
+CODES = 41  # address of 8-bit codes
+INTEGERS = 42
 
 # Slots of one float format, counted from its first.
 MANTISSA = 0  # bits
