@@ -14,14 +14,19 @@ from lowprec_eb.quantize import operator
 _SMALLEST_SCALE = 2.0**-126
 
 
-def follow(ranges: dict[str, Tensor], key: str, x: Tensor, fmt: Format, momentum: float) -> None:
-    """Move the running range of ``key`` by ``1 - momentum`` towards that of ``x``; the first one is taken as it is."""
-    seen = _span_and_lowest(x.detach(), fmt)
+def follow(ranges: dict[str, Tensor], key: str, x: Tensor, fmt: Format, momentum: float) -> tuple[Tensor, Tensor]:
+    """Move the running range of ``key`` by ``1 - momentum`` towards that of ``x``; the first one is taken as it is.
+
+    Returns the smallest and the largest finite number of each block of ``x``.
+    """
+    lowest, highest = operator.bounds_of(x.detach(), repr(fmt))
+    seen = _span_and_lowest(lowest, highest, fmt)
     known = ranges.get(key)
     if known is None or known.shape != seen.shape:
         ranges[key] = seen
     else:
         ranges[key] = known.to(seen.device) * momentum + seen * (1 - momentum)
+    return lowest, highest
 
 
 def running_scales(known: Tensor, fmt: Format, bits: Tensor | None) -> list[Tensor]:
@@ -39,9 +44,8 @@ def _levels(fmt: Format, bits: Tensor | None) -> float | Tensor:
     return torch.exp2(bits - 1.0) - 1 if fmt.symmetric else torch.exp2(bits.float()) - 1
 
 
-def _span_and_lowest(x: Tensor, fmt: Format) -> Tensor:
-    """Of each block's finite values, in the first dimension: the width of their range and its lower end."""
-    lowest, highest = operator.bounds_of(x, repr(fmt))
+def _span_and_lowest(lowest: Tensor, highest: Tensor, fmt: Format) -> Tensor:
+    """Of each block, in the first dimension: the width of its range and the lower end; 0 where nothing is finite."""
     empty = lowest > highest
     lowest, highest = lowest.masked_fill(empty, 0.0), highest.masked_fill(empty, 0.0)
     if is_affine(fmt):

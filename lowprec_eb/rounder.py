@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowprec_eb import ranges
-from lowprec_eb.formats import Format, at_bits
+from lowprec_eb.formats import Format, at_bits, is_affine
 from lowprec_eb.gemm import LEADING, rotated
 from lowprec_eb.precision import READERS, Rounded
 from lowprec_eb.quantize import draw_seeds, operator
@@ -82,6 +82,7 @@ class Rounder:
 
     def __init__(self, scope: Scope, training: bool, call: int, *operands: Tensor) -> None:
         self.scope, self.training, self.call = scope, training, call
+        self._bounds: dict[str, tuple[Tensor, Tensor]] = {}  # that were found in this call
         sizes = [size for size in scope.rotations.values() if size is not None]
         slots = [*_SEEDED, *(_ACCUMULATORS if scope.readings["accumulator", None] is not None else ())]
         needed = bool(sizes) or (training and scope.is_stochastic)
@@ -93,7 +94,8 @@ class Rounder:
         """Let the running range of an operand, if it has one, see ``x``. Not part of rounding, so that it is traced."""
         found = self.scope.readings[reading.operand, reading.named]
         if self.training and found is not None and found.running is not None:
-            ranges.follow(self.scope.ranges, self._key(reading.slot, reading.named), x, found.fmt, found.running)
+            key = self._key(reading.slot, reading.named)
+            self._bounds[key] = ranges.follow(self.scope.ranges, key, x, found.fmt, found.running)
 
     def _key(self, slot: str, gemm: str | None) -> str:
         return f"{self.call}.{slot}.{gemm}"
@@ -114,7 +116,9 @@ class Rounder:
             return None
         rounding = str(found.rounding)
         seed = self._seed((reading.slot, reading.named)) if rounding == "stochastic" else None
-        codes = round_and_pack(x, fmt, rounding, seed, out)
+        known = self._bounds.get(self._key(reading.slot, reading.named)) if is_affine(fmt) else None
+        bounds = known if known is not None and known[0].numel() == 1 else None
+        codes = round_and_pack(x, fmt, rounding, seed, out, bounds)
         return None if codes is None else (out, *codes)
 
     def operand(self, x: Tensor, reading: Reading, place: str = "") -> Tensor:

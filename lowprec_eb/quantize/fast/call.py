@@ -10,11 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lowprec_eb.formats import Format, Int, ScaledFloat
+from lowprec_eb.formats import Format, ScaledFloat
 from lowprec_eb.quantize import reference
 from lowprec_eb.quantize.fast import objects, slots, threads
 from lowprec_eb.quantize.fast.plan import Plan
-from lowprec_eb.quantize.scales import affine_scales, find_scales, tensor_scale_of
+from lowprec_eb.quantize.scales import find_scales, tensor_scale_of
 
 _CHANGING = struct.Struct("=6q")  # the slots that change from call to call
 
@@ -28,6 +28,7 @@ class Call:
         self._elements = x.numel()
         self.buffer, self._copies = bytearray(made.buffer), list[bytearray]()
         self.layout = made.lanes.layout
+        self.known_bounds: tuple[Tensor, Tensor] | None = None  # what :meth:`bounds` would find, from elsewhere
         self.parts = threads.parts_of(x.numel())
         address = 0
         if self.layout != slots.NO_BLOCKS:
@@ -89,24 +90,34 @@ class Call:
             if 0 < scale < math.inf:  # else the checks below say what is wrong
                 self._use_one_scale(scale)
                 return
-        scales = self._known_scales(given)
+        if given or self.layout != slots.RUNS:
+            self._take_scales(given)
+        else:
+            self._find_affine_scales()
         self._set_integer(slots.RULE, slots.GIVEN)
+        if self.fmt.has_zero_point and self.zeros.numel() == 1:
+            self._use_one_scale(float(self.scales))
+
+    def _take_scales(self, given: list[Tensor]) -> None:
+        """One number a block, as the blocks lie in memory; of a two-level format the tensor's scale too."""
+        wide, order = self.x.to(torch.float32), self.plan.order
+        found = reference.given_scales(given, self.fmt, wide) or find_scales(wide, self.fmt)
+        scales = [(part.permute(order) if order and part.dim() else part).reshape(-1) for part in found]
         self.scales.copy_(scales[0])
         if self.fmt.tensor_scale_bits:
             self._set_real(slots.TENSOR_SCALE, float(scales[1]))
         if self.fmt.has_zero_point:
-            self.zeros = scales[1].contiguous()
-            self._set_integer(slots.ZEROS, self.zeros.data_ptr())
-            if self.zeros.numel() == 1:
-                self._use_one_scale(float(self.scales))
+            self._set_zeros(scales[1].contiguous())
 
-    def _known_scales(self, given: list[Tensor]) -> list[Tensor]:
-        """One number a block, as the blocks lie in memory; of a two-level format the tensor's scale too."""
-        if not given and isinstance(self.fmt, Int) and self.layout == slots.RUNS:
-            return list(affine_scales(*self.bounds(), self.fmt))
-        wide, order = self.x.to(torch.float32), self.plan.order
-        scales = reference.given_scales(given, self.fmt, wide) or find_scales(wide, self.fmt)
-        return [(part.permute(order) if order and part.dim() else part).reshape(-1) for part in scales]
+    def _find_affine_scales(self) -> None:
+        low, high = self.bounds() if self.known_bounds is None else self.known_bounds
+        self.scales.copy_(low.view(-1))
+        self._set_zeros(torch.empty_like(self.scales).copy_(high.view(-1)))
+        objects.kernel("apply_affine_rule")(_address(self.buffer), 0, self.scales.numel())
+
+    def _set_zeros(self, zeros: Tensor) -> None:
+        self.zeros = zeros
+        self._set_integer(slots.ZEROS, zeros.data_ptr())
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """The smallest and the largest finite number of each run; infinite if it has none."""

@@ -65,8 +65,12 @@ def _shared_exponent(job: Job, largest: Value) -> Value:
 
 
 def _float32_scale(job: Job, largest: Value) -> Value:
-    code, levels, smallest = job.code, job.real(slots.LEVELS), job.real(slots.SMALLEST_SCALE)
-    scale = largest.as_float / levels
+    levels, smallest = job.real(slots.LEVELS), job.real(slots.SMALLEST_SCALE)
+    return _odd(largest.as_float / levels, smallest, levels)
+
+
+def _odd(scale: Value, smallest: Value, levels: Value) -> Value:
+    code = scale.code
     odd = code.pick(scale < smallest, smallest, scale).bits | 1
     fits = (odd.as_float * levels).bits < INFINITY
     return code.pick(fits, odd, odd - 2).as_float
@@ -276,6 +280,23 @@ def _find_bounds(job: Job, first: Value, last: Value, dtype: str) -> None:
         code.store(high.get().reduced("fmax"), job.integer(slots.ZEROS) + number * 4)
 
 
+def _apply_affine_rule(job: Job, first: Value, last: Value) -> None:
+    """Scales and zero points of blocks from the bounds that stand in their places."""
+    code, levels = job.code, job.real(slots.LEVELS)
+    scales, zeros, from_minimum = job.integer(slots.SCALES), job.integer(slots.ZEROS), job.real(slots.LOW) > 0.0
+    for window in windows(code, first, last):
+        low, high = window.load(F32, scales, 0.0), window.load(F32, zeros, 0.0)
+        empty = low > high
+        low, high = code.pick(empty, 0.0, low) + 0.0, code.pick(empty, 0.0, high)
+        around_zero = clamped(low, float("-inf"), 0.0), clamped(high, 0.0, float("inf"))
+        low = code.pick(from_minimum, low, around_zero[0])
+        high = code.pick(from_minimum, high, around_zero[1])
+        scale = _odd(high / levels - low / levels, job.real(slots.SMALLEST_SCALE), levels)
+        zero = clamped((low * -1.0 / scale).math("roundeven"), 0.0, levels)
+        window.store(scale, scales)
+        window.store(code.pick(from_minimum, low, zero), zeros)
+
+
 def _measure(job: Job, first: Value, last: Value, dtype: str) -> None:
     """Largest finite magnitude of consecutive elements, as a float32 at the address of the scales."""
     job.code.store(_measured(Elements(job, dtype), job.code, first, last), job.integer(slots.SCALES))
@@ -298,6 +319,7 @@ _OTHERS: dict[str, Callable[..., None]] = {
     "find_bounds": _find_bounds,
     "measure": _measure,
     "apply_rule": _apply_rule,
+    "apply_affine_rule": _apply_affine_rule,
     "take_tasks": _take_tasks,
 }
 

@@ -26,9 +26,16 @@ class Packed:
 
 
 def round_and_pack(
-    x: Tensor, fmt: Format, rounding: str, seed: Tensor | None, out: Tensor
+    x: Tensor,
+    fmt: Format,
+    rounding: str,
+    seed: Tensor | None,
+    out: Tensor,
+    bounds: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Packed] | None:
     """Round ``x`` into ``out``, another tensor of its strides; the codes (uint8, x's shape), and what they mean.
+
+    ``bounds`` are the smallest and the largest finite number of the one block of an affine format, if they are known.
 
     None, and ``out`` has any content, where there are none: elements have more than 8 bits, ``x`` holds what is not
     finite, or no kernel rounds it where it lies.
@@ -40,6 +47,7 @@ def round_and_pack(
         return None
     codes = torch.empty_like(x, dtype=torch.uint8)
     call = Call(made, x, fmt, 0 if seed is None else int(seed), 0, out)
+    call.known_bounds = bounds
     call.run([], codes)
     if call.met_infinity:
         return None
