@@ -149,7 +149,7 @@ def test_every_module_that_kernels_are_compiled_from_counts():
     modules = run(script).split()
     package = "lowprec_eb.quantize.fast."
     sources = {f"{name.removeprefix(package)}.py" for name in modules if name.startswith(package)}
-    in_python = {"call.py", "order.py", "plan.py", "threads.py"}
+    in_python = {"call.py", "order.py", "packed.py", "plan.py", "threads.py"}
     assert sources - in_python == set(objects._SOURCES)
 
 
