@@ -179,6 +179,11 @@ class LowPrecisionOptimizer(Optimizer):
         rounded = self._of(operand, place)
         if rounded is None:
             return
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f"parameter {place.name}, {operand}: {tensor.dtype} has no low-precision format; give its group "
+                f"{GROUP_OPTION!r}: False"
+            )
         seed = None
         if rounded.rounding == "stochastic":
             parts = (place.seed_place, _SEED_PLACES.index(operand), part)

@@ -531,3 +531,16 @@ def test_errors_name_the_parameter():
     weight.grad = torch.ones(2, 2)
     with pytest.raises(ValueError, match="parameter 0 of group 0, gradient: "):
         low.step()
+
+
+def test_complex_parameters_are_refused_and_can_be_left_out():
+    parameter = nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))
+    precision = Precision(name="bf16 master", master="bf16")
+    with pytest.raises(ValueError, match=r"parameter 0 of group 0, master: torch.complex64 .*'low_precision': False"):
+        lp.LowPrecisionOptimizer(torch.optim.SGD([parameter], lr=1.0), precision)
+    assert torch.equal(parameter, torch.ones(2, 2))
+    group = {"params": [parameter], "low_precision": False}
+    optimizer = lp.LowPrecisionOptimizer(torch.optim.SGD([group], lr=1.0), precision)
+    parameter.grad = torch.full((2, 2), 1j)
+    optimizer.step()
+    assert torch.equal(parameter, torch.full((2, 2), 1 - 1j))
