@@ -55,7 +55,7 @@ def _openmp() -> Team | None:
         return None
     loaded = sorted(set(_MAPPED.findall(maps.read_text())))
     brought = str(Path(torch.__file__).parent)  # torch/lib, or torch.libs beside it; other packages bring theirs
-    libraries = [path for path in loaded if path.startswith(brought)] or loaded
+    libraries = [path for path in loaded if path.startswith((f"{brought}/", f"{brought}.libs/"))] or loaded
     if len(libraries) != 1:
         return None
     function = getattr(ctypes.CDLL(libraries[0]), "GOMP_parallel", None)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -228,6 +230,14 @@ def test_the_openmp_library_is_torchs():
         "/usr/lib/libiomp5.so",
     ]
     assert threads._MAPPED.findall(lines) == found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Python's threads take part")
+def test_the_library_of_a_package_with_torch_in_its_name_is_not_torchs(monkeypatch):
+    own = threads._MAPPED.findall(Path("/proc/self/maps").read_text())
+    other = f"{Path(torch.__file__).parent}vision.libs/libgomp-1.so.1"
+    monkeypatch.setattr(threads, "_MAPPED", SimpleNamespace(findall=lambda maps: [*own, other]))
+    assert threads._openmp.__wrapped__() is not None
 
 
 FORK = """
