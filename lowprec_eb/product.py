@@ -68,9 +68,8 @@ class _LowPrecisionProduct(torch.autograd.Function):
         readings = readings_of(products)
         a, kept_a, packed_a = _read_to_keep(rounder, first, readings[0], readings[5], "first", wanted[1])
         b, kept_b, packed_b = _read_to_keep(rounder, second, readings[1], readings[3], "second", wanted[0])
-        if any(wanted):
-            ctx.packed = packed_a, packed_b
-            ctx.save_for_backward(kept_a, kept_b)
+        ctx.packed = packed_a, packed_b
+        ctx.save_for_backward(kept_a, kept_b)
         result = _accumulated(rounder, products, "output", a, b, "output")
         if bias is not None:
             result = result + bias.view(_bias_shape(products, result.dim()))
@@ -120,10 +119,10 @@ def _read_to_keep(
 ) -> tuple[Tensor, Tensor, Packed | None]:
     """A factor as the forward GEMM reads it, what is kept of it, and what that means if it is codes.
 
-    Not ``wanted``, only its shape is: then what came is kept.
+    Not ``wanted``, only its shape is: then an alias of what came is kept, which may change as for torch's products.
     """
     if not wanted or forward.operand == "index":
-        return _read(rounder, x, forward, place), x, None
+        return _read(rounder, x, forward, place), x if wanted else x.data, None
     if not rounder.reads_alike(forward, backward):
         return _read(rounder, x, forward, place), _read(rounder, x, backward), None
     found = rounder.packed(x, forward, place)
