@@ -201,6 +201,7 @@ class WeightAverage:
         self.count += 1
         self._round()
 
+    @torch.no_grad()
     def update_statistics(self, inputs: Iterable[Any]) -> None:
         """Compute the statistics of batch normalisation anew, as the mean over ``inputs``: those of the weights that
         training visited do not fit the average (Izmailov et al. 2018, section 3.2).
@@ -212,12 +213,27 @@ class WeightAverage:
             inputs: batches; of a list or tuple the first element.
 
         Raises:
-            ValueError: nothing was averaged yet.
+            ValueError: nothing was averaged yet; no batches. After any error the statistics are as they were.
         """
         if not self.count:
             raise ValueError("nothing was averaged yet: call update(model) first")
-        update_bn(inputs, StatisticsPass(self.model))
-        self.model.eval()
+        if not self.has_statistics:
+            return
+        norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
+        kept = [(norm, norm.momentum, [buffer.clone() for buffer in norm.buffers()]) for norm in norms]
+        passed = StatisticsPass(self.model)
+        try:
+            update_bn(inputs, passed)
+            if not passed.passes:
+                raise ValueError("no batches to take the statistics from; an iterator that was used before has none")
+        except BaseException:  # torch's update_bn begins with mean 0 and variance 1, and takes nothing back
+            for norm, momentum, statistics in kept:
+                norm.momentum = momentum
+                for buffer, old in zip(norm.buffers(), statistics, strict=True):
+                    buffer.copy_(old)
+            raise
+        finally:
+            self.model.eval()
 
     @property
     def has_statistics(self) -> bool:
@@ -266,9 +282,10 @@ class StatisticsPass(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.passes = model, 0
 
     def forward(self, *inputs: Any) -> Any:
+        self.passes += 1
         return self.model(*inputs)
 
     def train(self, mode: bool = True) -> StatisticsPass:

@@ -346,3 +346,21 @@ def test_the_average_of_low_precision_iterates_is_nearer_to_the_optimum_than_the
     (last, average), optimum = solve(seed)
     grid = (lp.quantize(optimum, lp.FixedPoint(8, 5)) - optimum).norm().item()
     assert average < last / 3 and average < grid
+
+
+def test_statistics_need_batches_and_survive_a_bad_one():
+    """An iterator that was used up would leave mean 0 and variance 1."""
+    model = net()
+    model(batches()[0])
+    average = lp.WeightAverage(model)
+    average.update(model)
+    norm = average.model[1]
+    mean, momentum = norm.running_mean.clone(), norm.momentum
+    used = iter(batches())
+    list(used)
+    with pytest.raises(ValueError, match="no batches"):
+        average.update_statistics(used)
+    with pytest.raises(RuntimeError):
+        average.update_statistics([batches()[0], torch.randn(5, 3, 8, 8)])
+    assert torch.equal(norm.running_mean, mean)
+    assert norm.momentum == momentum and not norm.training and not average.model.training
