@@ -154,14 +154,24 @@ class StabilityMonitor:
     def _taken(self, number: int, front: Judged) -> Instability | None:
         if self.snapshot is not None:
             self.snapshot.before_step()
-        self.optimizer.step()
+        refused = self._refused_by_optimizer()
         back = self.levels.judge(*after_step(self.parameters, self.optimizer))
+        if refused is not None and not bool(back.flags.any()):
+            raise refused
         if not bool(back.flags.any()):
             self.levels.follow(front.whole + back.whole, torch.tensor(True, device=self.device))
             return None
         if self.snapshot is not None:
             self.snapshot.undo()
         return self._event(number, back)
+
+    def _refused_by_optimizer(self) -> RefusedNaN | None:
+        """Step. A NaN that a format of the optimizer refuses to round is judged like any other; this is its error."""
+        try:
+            self.optimizer.step()
+        except RefusedNaN as error:
+            return error
+        return None
 
     def _located(self, event: Instability, closure: Callable[[], Tensor], random: RandomState) -> Instability:
         """The event with the place where the batch went bad, if a replay shows one."""
@@ -185,19 +195,21 @@ class StabilityMonitor:
         if self.snapshot is not None:
             self.snapshot.before_step()
             self.snapshot.check_undoable_unseen(self.device)
-        self.optimizer.step()
+        refused = self._refused_by_optimizer()
         back = self.levels.judge(*after_step(self.parameters, self.optimizer))
         bad = front.flags.any() | back.flags.any()
+        if refused is not None and not bool(bad):
+            raise refused
         self.levels.follow(front.whole + back.whole, ~bad)
         self.accepted = ~bad
         self._pending.append(_Pending(self.steps, (front, back), bad))
         self.steps += 1
         if self.snapshot is not None:
-            if not self.snapshot.has_new():
+            if refused is None and not self.snapshot.has_new():
                 self.snapshot.undo_where(bad)
             elif bool(bad):
                 self.snapshot.undo()
-        if len(self._pending) >= self.period:
+        if refused is not None or len(self._pending) >= self.period:
             self.check()
 
     # What then happens ---------------------------------------------------------------------------------------------

@@ -605,3 +605,30 @@ def test_a_foreign_optimizer_and_a_foreign_precision_are_refused():
         lp.StabilityMonitor(model, sgd(model), settings)
     with pytest.raises(ValueError, match="no precision to go on in"):
         lp.StabilityMonitor(model, sgd(model)).raise_precision()
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("on_unstable", ["stop", "skip", "raise_precision"])
+@pytest.mark.parametrize("operand", ["gradient", "momentum"])
+def test_a_format_that_refuses_nan_in_the_optimizer_is_an_unstable_step(every, on_unstable, operand):
+    model = network()
+    recipe = lp.precision("fp32", **{operand: "fp4_e2m1"})
+    optimizer = lp.LowPrecisionOptimizer(sgd(model), recipe, seed=1)
+    raise_to = "fp32" if on_unstable == "raise_precision" else None
+    settings = lp.StabilitySettings(on_unstable, raise_to, check_every=every)
+    monitor, data = lp.StabilityMonitor(model, optimizer, settings), batches()
+    run(model, monitor, data[:3])
+    before = copy.deepcopy(dict(model.state_dict()))
+    bad = closure_of(model, optimizer, poison(data[3][0]), data[3][1])
+    if on_unstable == "stop":
+        with pytest.raises(lp.Diverged, match="step 3"):
+            monitor.step(bad)
+            monitor.check()
+        return
+    monitor.step(bad)
+    monitor.check()
+    assert [event.step for event in monitor.events] == [3] and not monitor.accepted
+    assert monitor.raised == (on_unstable == "raise_precision")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    run(model, monitor, data[4:])
+    assert monitor.skipped == 1 and all(p.isfinite().all() for p in model.parameters())
