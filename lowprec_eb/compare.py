@@ -158,7 +158,8 @@ def _averaged(config: Config, finished: Sequence[Outcome]) -> list[str]:
     every = f"every {settings.interval} {settings.unit}(s) after {settings.start_epoch(config.training.epochs)} epochs"
     return [
         f"Weights averaged ({settings.kind}, {every}): {', '.join(arms)}. Their accuracies are of the average, not of "
-        "the epoch that validation selects; the phase `average` has what it costs."
+        "the epoch that validation selects, and in curves over epochs those of the running weights; the phase `average` "
+        "has what it costs."
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -131,7 +131,7 @@ def train(
     callbacks may see the backward pass of a bad batch twice.
 
     Raises:
-        Diverged: the loss of an epoch is not finite, or the monitor stops the training.
+        Diverged: the loss of an epoch is not finite, or the monitor stops the training or took no step of an epoch.
     """
     for epoch in epochs:
         torch.manual_seed(derive_seed(seed, epoch))
@@ -148,6 +148,9 @@ def train(
             raise Diverged(_in_loss(epoch, math.nan), str(error)) from error
         if not math.isfinite(loss):
             advice = f"lower training.learning_rate (now {settings.learning_rate_at(epoch):g}) or raise the precision"
+            if monitor is not None and monitor.events:  # it takes no step with such a loss, so it took none at all
+                event = replace(monitor.events[-1], response="stop")
+                raise Diverged(event, f"no step of the epoch could be taken; {advice}")
             raise Diverged(_in_loss(epoch, loss), advice)
         report = EpochReport(epoch, loss, measured)
         if any([callback.after_epoch(report) for callback in callbacks]):

@@ -219,14 +219,16 @@ def _diverged(comparison: Comparison) -> list[str]:
     """One sentence for each arm and seed that has no result."""
     return [
         f"{outcome.arm}, seed {outcome.seed}, diverged while it ran its {outcome.phase} stage in "
-        f"{_precision_of(outcome)}, and has no result: {outcome.event}."
+        f"{_precision_of(outcome, comparison.rows[outcome.stages[-1]])}, and has no result: {outcome.event}."
         for outcome in comparison.diverged
     ]
 
 
-def _precision_of(outcome: DivergedOutcome) -> str:
+def _precision_of(outcome: DivergedOutcome, rows: Iterable[LedgerRow]) -> str:
     searching = outcome.phase == "search" and outcome.search_precision is not None
-    return str(outcome.search_precision if searching else outcome.precision)
+    began = str(outcome.search_precision if searching else outcome.precision)
+    raised = {str(row.metrics["precision"]) for row in rows if "precision" in row.metrics}
+    return "".join([began, *(f", raised to {precision}" for precision in raised)])
 
 
 def _unstable(comparison: Comparison) -> list[str]:

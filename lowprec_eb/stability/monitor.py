@@ -24,6 +24,7 @@ from lowprec_eb.stability.snapshot import Snapshot
 from lowprec_eb.trace import plain_name
 
 _ADVICE = "lower the learning rate, raise the precision, or set on_unstable to skip or raise_precision"
+_ADVICE_SKIPPING = "lower the learning rate, train in a higher precision, or raise max_skips"
 
 
 class _Pending(NamedTuple):
@@ -234,8 +235,8 @@ class StabilityMonitor:
         stops = event.response == "stop" or self.skips_in_row > self.settings.max_skips
         self.events.append(replace(event, response="stop") if stops else event)
         if stops:
-            repeated = "" if event.response == "stop" else f"{self.skips_in_row} steps in a row could not be taken; "
-            raise Diverged(self.events[-1], repeated + _ADVICE)
+            repeated = f"{self.skips_in_row} steps in a row could not be taken; {_ADVICE_SKIPPING}"
+            raise Diverged(self.events[-1], _ADVICE if event.response == "stop" else repeated)
         self.skipped += 1
         if event.response == "raise_precision":
             self.raise_precision()

@@ -21,7 +21,7 @@ from lowprec_eb.costs import epoch_costs, summed
 from lowprec_eb.instability import from_text
 from lowprec_eb.lab import ArmSettings, TrainingLab
 from lowprec_eb.precision_settings import PrecisionSettings
-from lowprec_eb.report import print_report, summarise, write_report
+from lowprec_eb.report import print_report, sentences, summarise, write_report
 from lowprec_eb.stability import StabilitySettings
 from lowprec_eb.stage_data import StageDiverged
 from lowprec_eb.tasks import Batch, make_task
@@ -209,6 +209,22 @@ def test_a_stage_without_a_monitor_diverges_at_the_end_of_an_epoch(tiny, task, t
     assert row_of(found.value.rows, EPOCH).samples == task.samples["train"]
     with pytest.raises(StageDiverged, match=r"layer 'features.0', activation: .* NaN"):
         trained(refusing(tiny), Poisoned(task), tmp_path, "refusing")
+
+
+def test_an_epoch_without_a_step_says_so(tiny, task, tmp_path):
+    config = settings(tiny, on_unstable="skip", explode_above=1e-9, max_skips=1000)
+    with pytest.raises(StageDiverged, match="loss is exploding.* no step of the epoch could be taken") as found:
+        trained(config, task, tmp_path, "fp32")
+    assert found.value.event.step is not None and found.value.event.response == "stop"
+
+
+def test_what_diverges_after_it_was_raised_is_said_to_be_raised(tiny, task, tmp_path):
+    config = settings(tiny, on_unstable="raise_precision", raise_to="bf16", explode_above=1e-9, max_skips=2)
+    config = dataclasses.replace(config, seeds=(0,), pipelines=(ArmSettings("full", "full"), ArmSettings("f", "full")))
+    lost = run_arm(config, tmp_path, 0, config.pipelines[0], Silent())
+    calm = dataclasses.replace(config, training=tiny.training)
+    found = sentences(gather(config, [lost, run_arm(calm, tmp_path, 0, config.pipelines[1], Silent())]))
+    assert any("ran its train stage in fp32, raised to bf16, and has no result" in line for line in found)
 
 
 def test_a_format_without_a_code_for_nan_is_watched_too(tiny, task, tmp_path):
