@@ -120,13 +120,13 @@ def _diverged(lab: Lab, arm: ArmSettings, error: StageDiverged) -> ArmResult:
 
 
 def gather(config: Config, results: Sequence[ArmResult]) -> Comparison:
-    """All arms and seeds together, as the report reads them: seed by seed, the arms in the order of the settings.
+    """All arms and seeds together, as the report reads them: arm by arm in the order of the settings, seed by seed.
 
     Raises:
         FloatingPointError: every arm diverged with every seed, so there is nothing to compare.
     """
     order = {arm.name: place for place, arm in enumerate(config.pipelines)}
-    results = sorted(results, key=lambda r: (config.seeds.index(r.outcome.seed), order[r.outcome.arm]))
+    results = sorted(results, key=lambda r: (order[r.outcome.arm], config.seeds.index(r.outcome.seed)))
     profile = load_profile(config.profile)
     rows: dict[str, tuple[LedgerRow, ...]] = {}
     for result in results:
@@ -158,8 +158,8 @@ def _averaged(config: Config, finished: Sequence[Outcome]) -> list[str]:
     every = f"every {settings.interval} {settings.unit}(s) after {settings.start_epoch(config.training.epochs)} epochs"
     return [
         f"Weights averaged ({settings.kind}, {every}): {', '.join(arms)}. Their accuracies are of the average, not of "
-        "the epoch that validation selects, and in curves over epochs those of the running weights; the phase `average` "
-        "has what it costs."
+        "the epoch that validation selects; curves over epochs show the running weights. The phase `average` has what "
+        "it costs."
     ]
 
 

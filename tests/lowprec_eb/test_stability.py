@@ -390,7 +390,7 @@ def test_skips_in_a_row_are_bounded(every):
     monitor = lp.StabilityMonitor(model, sgd(model), settings)
     run(model, monitor, [bad_batch(), batches(1)[0]] * 6)
     assert monitor.skipped == 6
-    with pytest.raises(lp.Diverged, match="4 steps in a row could not be taken; .* raise max_skips"):
+    with pytest.raises(lp.Diverged, match=r"4 steps in a row could not be taken; .* raise max_skips"):
         run(model, monitor, [bad_batch()] * 6)
     assert monitor.events[-1].response == "stop"
 

@@ -213,7 +213,7 @@ def test_a_stage_without_a_monitor_diverges_at_the_end_of_an_epoch(tiny, task, t
 
 def test_an_epoch_without_a_step_says_so(tiny, task, tmp_path):
     config = settings(tiny, on_unstable="skip", explode_above=1e-9, max_skips=1000)
-    with pytest.raises(StageDiverged, match="loss is exploding.* no step of the epoch could be taken") as found:
+    with pytest.raises(StageDiverged, match=r"loss is exploding.* no step of the epoch could be taken") as found:
         trained(config, task, tmp_path, "fp32")
     assert found.value.event.step is not None and found.value.event.response == "stop"
 
@@ -294,8 +294,8 @@ def test_a_diverging_arm_ends_alone_and_is_marked_everywhere(tmp_path, workers):
     assert {outcome.arm for outcome in comparison.outcomes} == {"full fp32"}
     assert [(o.arm, o.seed, o.phase, len(o.stages)) for o in comparison.diverged] == [
         ("lost search", 0, "search", 1),
-        ("lost retrain", 0, "retrain", 2),
         ("lost search", 1, "search", 1),
+        ("lost retrain", 0, "retrain", 2),
         ("lost retrain", 1, "retrain", 2),
     ]
     assert {(o.event.operand, o.event.kind) for o in comparison.diverged} == {("master", "exploding")}
@@ -346,6 +346,19 @@ def test_an_arm_that_diverges_with_some_seeds_shows_the_others(tiny, tmp_path):
     assert "8 bit †" in text and "† diverged with a seed" in text
     assert "8 bit, seed 1, diverged while it ran its train stage in bfp8, and has no result: error of layer" in text
     assert "not run with the same seeds" in text
+
+
+def test_an_arm_that_diverges_with_its_first_seed_keeps_its_place(tiny, tmp_path):
+    arms = (ArmSettings("a", "full"), ArmSettings("b", "full"))
+    calm = dataclasses.replace(tiny, pipelines=arms, seeds=(0, 1))
+    bad = dataclasses.replace(calm, training=settings(tiny, explode_above=1e-9).training)
+    results = [
+        run_arm(bad if (arm.name, seed) == ("a", 0) else calm, tmp_path, seed, arm, Silent())
+        for arm in arms
+        for seed in (0, 1)
+    ]
+    found = gather(calm, results)
+    assert [of.arm for of in found.diverged] == ["a"] and [arm.arm for arm in summarise(found)] == ["a", "b"]
 
 
 def test_skipped_and_raised_steps_are_in_the_report(tiny, task, tmp_path):
