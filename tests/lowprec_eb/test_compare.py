@@ -238,6 +238,23 @@ def test_the_command_runs_in_one_process_too_and_seeds_do_not_depend_on_workers(
     assert summary(one) == summary(two)
 
 
+@pytest.mark.parametrize(
+    ("setting", "where"),
+    [
+        ("pipelines.0.precision=int8", "arm 'full fp32': precision 'int8'"),
+        (
+            "training.stability={on_unstable: raise_precision, raise_to: fp8}",
+            "training.stability.raise_to: precision 'fp8'",
+        ),
+    ],
+)
+def test_what_has_no_price_is_refused_before_anything_is_trained(tmp_path, setting, where):
+    result = invoke("--config", write_config(tmp_path), "--out", tmp_path / "out", "--set", setting)
+    said = " ".join(result.output.split())
+    assert result.exit_code == 2 and f"{where} cannot be priced yet, choose another" in said, said
+    assert not (tmp_path / "out").exists()
+
+
 def test_dry_run_predicts_what_the_run_is_charged(tiny, tmp_path, finished):
     """Exact where nothing is drawn; an early bird's prediction is the deadline's."""
     predicted = {arm.arm: arm for arm in summarise(plan(tiny))}
