@@ -24,6 +24,7 @@ from lowprec_eb.scratch import scratch
 # two formats share its random bits: each rounding is unbiased by itself.
 _SEEDED = ("activation", "weight", "output", "error")
 _ACCUMULATORS = ("output", "grad_input", "grad_weight")
+_WORTH_PACKING = 1024  # elements; of fewer, codes save nothing that is worth the time
 
 
 class Reading(NamedTuple):
@@ -112,7 +113,9 @@ class Rounder:
         bits, leading = self.scope.bits.get(reading.operand), reading.axis is LEADING and fmt is not found.fmt
         if bits is not None or leading or not self.training or self.scope.precision.backend not in ("auto", "fast"):
             return None
-        if watchers or not operator.runs_now(x) or (out := scratch.like(place, x)) is None:
+        if x.numel() < _WORTH_PACKING or watchers or not operator.runs_now(x):
+            return None
+        if (out := scratch.like(place, x)) is None:
             return None
         rounding = str(found.rounding)
         seed = self._seed((reading.slot, reading.named)) if rounding == "stochastic" else None
