@@ -116,7 +116,7 @@ def _plain(operand: Operand) -> Tensor:
 
 def _rows(x: Tensor) -> Tensor:
     """(..., features) -> (rows, features)."""
-    return x.reshape(-1, x.shape[-1])
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -136,7 +137,7 @@ class Rounder:
         slot = reading.slot, reading.named
         turned = self.scope.along(found.fmt, 0 if reading.axis is LEADING else reading.axis)
         if turned is not None and reading.axis is LEADING and x.dim() != 2:
-            rows = x.reshape(-1, x.shape[-1])
+            rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
             return self._values(rows, found, turned, reading.operand, slot, place).view(x.shape)
         return self._values(x, found, turned or found.fmt, reading.operand, slot, place)
 

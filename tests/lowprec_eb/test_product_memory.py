@@ -71,3 +71,14 @@ def test_a_bias_alone_learns(backend):
     layer.weight.requires_grad_(False)
     layer(torch.randn(8, 16)).sum().backward()
     assert layer.bias.grad.tolist() == [8] * 4
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_layers_without_features_have_gradients_as_in_torch(shape):
+    plain, lowered = torch.nn.Linear(*shape), torch.nn.Linear(*shape)
+    lowered.load_state_dict(plain.state_dict())
+    lp.lower(lowered, "mxfp8")
+    x = torch.randn(2, 4, shape[0])
+    for layer in (plain, lowered):
+        layer(x).sum().backward()
+        assert layer.weight.grad.shape == layer.weight.shape
