@@ -1,4 +1,4 @@
-"""The Triton kernels give the reference's bits: through Triton's interpreter on the CPU, or on CUDA if there is one."""
+"""The Triton kernels give the reference's bits: through Triton's interpreter on the CPU (conftest.py), or on CUDA."""
 
 import os
 import subprocess
@@ -7,8 +7,6 @@ import sys
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
 pytest.importorskip("triton")
 
 import lowprec_eb as lp
