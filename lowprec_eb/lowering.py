@@ -83,18 +83,35 @@ class LoweringReport:
     def table(self) -> Table:
         """The rows for a terminal."""
         from rich.table import Table  # 20 ms that importing the package need not take
+        from rich.text import Text
 
+        labels = self._labels()
         table = Table("name", "layer", "status", "detail", title="Lowering")
         for row in self.rows():
-            table.add_row(row["name"] or "(model)", row["layer"], row["status"], row["detail"])
+            detail = labels.get(row["detail"], row["detail"])
+            cells = row["name"] or "(model)", row["layer"], row["status"], detail
+            table.add_row(*map(Text, cells))  # patterns of overrides would be taken for markup
+        table.caption = Text("\n".join(f"{label}: {precision}" for precision, label in labels.items()))
+        table.caption_justify = "left"
         return table
 
     def __str__(self) -> str:
-        lines = []
+        """One line a module, then what each precision is."""
+        labels, lines = self._labels(), []
         for row in self.rows():
-            what = f"{row['layer']} -> {row['detail']}" if row["layer"] else f"skipped, {row['detail']}"
+            detail = labels.get(row["detail"], row["detail"])
+            what = f"{row['layer']} -> {detail}" if row["layer"] else f"skipped, {detail}"
             lines.append(f"{row['name'] or '(model)'}: {what}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"{label}: {precision}" for precision, label in labels.items())])
+
+    def _labels(self) -> dict[str, str]:
+        """A short name for each precision's ``repr``; those that share a name are numbered."""
+        distinct = dict.fromkeys(item.precision for item in (*self.lowered, *self.functional))
+        names = [precision.name for precision in distinct]
+        return {
+            repr(precision): name if names.count(name) == 1 else f"{name} #{place + 1}"
+            for place, (precision, name) in enumerate(zip(distinct, names, strict=True))
+        }
 
 
 def lower(

@@ -1,10 +1,12 @@
 """lower() and raise_(): what changes in a model, and what does not."""
 
 import copy
+import io
 import pickle
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 
@@ -222,3 +224,16 @@ def test_a_lowered_class_goes_by_the_plain_one_s_name():
     plain = str(type(model[0]))
     lp.lower(model, "fp8", functional=True)
     assert str(type(model[0])) == plain and type(model[0].qkv).__name__ == "Linear"
+
+
+def test_the_report_names_each_precision_once():
+    other = lp.Precision(name="fp8", weight=lp.Int(4))
+    precision = lp.precision("fp8", overrides=(("[2]", other), ("0", lp.precision("bf16"))))
+    report = lp.lower(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)), precision)
+    lines = str(report).splitlines()
+    assert lines[:3] == ["0: Linear -> bf16", "1: Linear -> fp8 #2", "2: Linear -> fp8 #3"]
+    assert lines[3:] == [f"bf16: {lp.precision('bf16')}", f"fp8 #2: {precision!r}", f"fp8 #3: {other!r}"]
+    console = Console(width=300, file=io.StringIO())
+    console.print(report.table())
+    assert "overrides=(('[2]', Precision(name='fp8', weight=Int(bits=4)))" in " ".join(console.file.getvalue().split())
+    assert [row["detail"] for row in report.rows()] == [repr(item.precision) for item in report.lowered]
