@@ -71,19 +71,11 @@ class LowPrecisionOptimizer(Optimizer):
         self.inner = optimizer
         self.gradient_scale = gradient_scale
         self._given_keys = {operand: tuple(keys) for operand, keys in (state_keys or {}).items()}
-        self._seed, self._steps = int(draw_seeds(1)) if seed is None else seed, 0
+        self._seed = int(draw_seeds(1)) if seed is None else seed
+        self.steps = 0  # taken so far, a part of the seeds; set back where a step is taken back
         self.precision = precision
         self._prepare()
         self.round_weights()
-
-    @property
-    def steps(self) -> int:
-        """Steps taken so far, a part of the seeds; set back where a step is taken back."""
-        return self._steps
-
-    @steps.setter
-    def steps(self, number: int) -> None:
-        self._steps = number
 
     def _prepare(self) -> None:
         """What ``Optimizer.__init__`` would set up, without its copy of the parameter groups."""
@@ -144,8 +136,8 @@ class LowPrecisionOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._steps += 1
-        self._step_seed = derive_seed(self._seed, self._steps)
+        self.steps += 1
+        self._step_seed = derive_seed(self._seed, self.steps)
         stepped = [place for place in self._places() if place.parameter.grad is not None]
         for place in stepped:
             self._round_gradient(place)
@@ -197,7 +189,7 @@ class LowPrecisionOptimizer(Optimizer):
 
     @torch.no_grad()
     def _round_weights(self, places: Iterator[_Place]) -> None:
-        self._step_seed = derive_seed(self._seed, self._steps)
+        self._step_seed = derive_seed(self._seed, self.steps)
         for place in places:
             self._round(place, "master", place.parameter.detach())
 
@@ -229,7 +221,7 @@ class LowPrecisionOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's, with seed and step of the rounding: numbers and tensors alone."""
-        return super().state_dict() | {_STATE_KEY: {"seed": self._seed, "steps": self._steps}}
+        return super().state_dict() | {_STATE_KEY: {"seed": self._seed, "steps": self.steps}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises ValueError for the state_dict of a plain optimizer."""
@@ -237,11 +229,11 @@ class LowPrecisionOptimizer(Optimizer):
             raise ValueError("this state_dict is of a plain optimizer: load it into the wrapped one, `.inner`")
         super().load_state_dict(state_dict)
         own = state_dict[_STATE_KEY]
-        self._seed, self._steps = own["seed"], own["steps"]
+        self._seed, self.steps = own["seed"], own["steps"]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without hooks, which torch's optimizers do not copy either."""
-        kept = ("inner", "gradient_scale", "_given_keys", "_seed", "_steps", "_precision", "_formats", "_state_keys")
+        kept = ("inner", "gradient_scale", "_given_keys", "_seed", "steps", "_precision", "_formats", "_state_keys")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -349,9 +349,9 @@ def test_torchs_gradient_scaler_scales_skips_and_adapts():
     reference(torch.ones(2, 6)).square().sum().backward()
     plain.step()
     assert torch.equal(weights_of(model), weights_of(reference))  # powers of two: the same gradients
-    before, steps = weights_of(model), low._steps
+    before, steps = weights_of(model), low.steps
     scaled_step(math.inf)
-    assert torch.equal(weights_of(model), before) and low._steps == steps
+    assert torch.equal(weights_of(model), before) and low.steps == steps
     assert scaler.get_scale() == 2.0**9
 
 

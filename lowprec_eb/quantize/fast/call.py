@@ -68,7 +68,6 @@ class Call:
 
     def decode(self, codes: Tensor, target: Tensor) -> None:
         """The values that were rounded, from the codes that were stored then; both lie as ``x`` did."""
-        self.target = target
         self._set_integer(slots.CODES, codes.data_ptr())
         self._set_integer(slots.TARGET, target.data_ptr())
         self._set_integer(slots.RULE, slots.GIVEN)
