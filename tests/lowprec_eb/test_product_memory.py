@@ -82,3 +82,13 @@ def test_layers_without_features_have_gradients_as_in_torch(shape):
     for layer in (plain, lowered):
         layer(x).sum().backward()
         assert layer.weight.grad.shape == layer.weight.shape
+
+
+def test_the_gradient_of_a_bias_lies_in_memory_of_its_own():
+    """Of one sample without a batch dimension it is the rounded error itself, which lies in scratch memory."""
+    layer = lowered(Precision(error="fp8_e5m2"))
+    layer(torch.randn(16)).backward(torch.full((4,), 0.5))
+    kept = layer.bias.grad
+    layer.zero_grad()
+    layer(torch.randn(16)).backward(torch.full((4,), 2.0))
+    assert kept.tolist() == [0.5] * 4
