@@ -2,24 +2,25 @@
 
 from energy_models.counter import count
 from energy_models.counts import (
-    FP32,
     ElementOps,
     Gemm,
-    NumberFormat,
     OpCounts,
     Operand,
     PrecisionLike,
+    Zeros,
     count_sgd_step,
     element_ops,
 )
 from energy_models.estimate import ModelledEnergy, Range, estimate
 from energy_models.ledger import Ledger, LedgerKey, LedgerRow, Totals, settled, totals
 from energy_models.meters import MeasuredEnergy, measure
+from energy_models.number_formats import FP32, FormatSpec, NumberFormat
 from energy_models.profiles import HardwareProfile, load_profile
 
 __all__ = [
     "FP32",
     "ElementOps",
+    "FormatSpec",
     "Gemm",
     "HardwareProfile",
     "Ledger",
@@ -33,6 +34,7 @@ __all__ = [
     "PrecisionLike",
     "Range",
     "Totals",
+    "Zeros",
     "count",
     "count_sgd_step",
     "element_ops",

@@ -8,101 +8,52 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-GemmName = Literal["output", "grad_input", "grad_weight"]
-OperandName = Literal["weight", "activation", "error"]
-GEMMS: tuple[GemmName, ...] = ("output", "grad_input", "grad_weight")
-KINDS = ("float", "block_float", "fixed_point")
+from energy_models.number_formats import FP32, FP32_BITS, NumberFormat, is_fp32
+
+GemmName = Literal["output", "grad_input", "grad_weight", "optimizer"]
+OperandName = Literal["weight", "activation", "error", "state"]
+Part = Literal["forward", "backward", "optimizer", "other"]
+GEMMS: tuple[GemmName, ...] = ("output", "grad_input", "grad_weight")  # an optimizer that multiplies is rare
+PARTS: tuple[Part, ...] = ("forward", "backward", "optimizer", "other")
 
 # A quantizer as hardware does it, per element: a compare for the block maximum, a shift, a step of the random
 # generator and the rounding add; all four are charged as integer adds.
 QUANTIZER_INT_ADDS = 4
-FP32_BITS = 32
-
-
-class NumberFormat(Protocol):
-    """A number format as the counts see it; `lowprec_eb.formats` satisfies it, any other object may."""
-
-    @property
-    def kind(self) -> str:
-        """One of "float", "block_float", "fixed_point"."""
-
-    @property
-    def bits(self) -> int:
-        """Stored bits of one element, sign included, a shared scale excluded."""
-
-    @property
-    def exponent_bits(self) -> int:
-        """The element's own exponent bits (0 for block float and fixed point)."""
-
-    @property
-    def mantissa_bits(self) -> int:
-        """The element's own mantissa bits, without sign and hidden bit."""
-
-    @property
-    def scale_bits(self) -> int:
-        """Bits of one shared scale; 0 = there is none."""
-
-    @property
-    def block_dim(self) -> int | tuple[int, ...] | None:
-        """One scale per slice of this dimension, or index of these; None = one for the whole tensor."""
-
-    @property
-    def block_size(self) -> int | None:
-        """Elements of a fixed-size block; None = blocks are slices or the whole tensor."""
 
 
 class PrecisionLike(Protocol):
-    """Which format each operand of each GEMM of each layer is read at."""
+    """Which format each operand of each GEMM of each layer is read at, and what the GEMM sums in."""
 
     def operand_format(self, layer: str, gemm: str, operand: str) -> NumberFormat | None:
-        """The format, or None for fp32."""
+        """The format of operand "weight", "activation", "error" or "accumulator"; None for fp32."""
 
 
-@dataclass(frozen=True)
-class FormatSpec:
-    """A `NumberFormat` spelled out field by field."""
-
-    kind: str
-    bits: int
-    exponent_bits: int
-    mantissa_bits: int
-    scale_bits: int = 0
-    block_dim: int | tuple[int, ...] | None = None
-    block_size: int | None = None
-
-
-FP32: NumberFormat = FormatSpec("float", bits=FP32_BITS, exponent_bits=8, mantissa_bits=23)
-
-
-def _check_format(fmt: NumberFormat, where: str) -> None:
-    if fmt.kind not in KINDS:
-        raise ValueError(f"{where}: format kind {fmt.kind!r} is not one of {', '.join(KINDS)}")
-    if fmt.bits < 1:
-        raise ValueError(f"{where}: a format needs at least 1 bit, this one has {fmt.bits}")
-    if fmt.block_size is not None or fmt.block_dim not in (None, 0):
-        raise ValueError(
-            f"{where}: scales per whole tensor or per slice of dimension 0 can be counted, this format has "
-            f"block_dim={fmt.block_dim}, block_size={fmt.block_size}"
-        )
-
-
-def _tensor_bits(elements: int, slices: int, fmt: NumberFormat) -> int:
-    scales = 1 if fmt.block_dim is None else slices
-    return elements * fmt.bits + scales * fmt.scale_bits
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Operand:
-    """One of the two tensors that a GEMM reads."""
+    """One of the two tensors that a GEMM reads.
+
+    `shape` is as stored, so before im2col. A tensor in one of torch's sparse layouts has `is_sparse`: only its
+    `nonzeros` are stored (with `index_bits` in all to say where they are) and multiplied. `nonzeros` of a dense tensor
+    (None: all elements) are the elements that are not known to be zero. What is `on_chip` is made and read within one
+    fused operator (the scores of fused attention) and never stored.
+    """
 
     name: OperandName
-    elements: int  # as stored, so before im2col
-    slices: int  # size of dimension 0: how many scales a per-slice format stores
+    shape: tuple[int, ...]
     k_run: int  # consecutive products along k that read the same dimension-0 slice
     format: NumberFormat = FP32
+    nonzeros: int | None = None
+    is_sparse: bool = False
+    index_bits: int = 0
+    on_chip: bool = False
+
+    @property
+    def elements(self) -> int:
+        """Elements of the whole tensor, zeros included."""
+        return math.prod(self.shape)
 
     @property
     def bits(self) -> int:
@@ -111,11 +62,32 @@ class Operand:
 
     @property
     def stored_bits(self) -> int:
-        """Bits of the whole tensor, shared scales included."""
-        return _tensor_bits(self.elements, self.slices, self.format)
+        """Bits of the whole tensor, shared scales and sparse indices included; 0 for what stays on chip."""
+        if self.on_chip:
+            return 0
+        if not self.is_sparse:
+            return self.format.storage_bits(self.shape)
+        return self.format.storage_bits((self.nonzeros or 0,)) + self.index_bits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Zeros:
+    """MACs of one GEMM that read an operand known to be zero, by what a machine must exploit to skip them.
+
+    element: any zero (a fine-grained sparse engine). channel: whole zero channels (a smaller matrix does). two_of_four:
+    two zeros in each four along k (2:4 structured sparsity). causal: scores above the diagonal of masked attention.
+    """
+
+    element: int = 0
+    channel: int = 0
+    two_of_four: int = 0
+    causal: int = 0
+
+
+NO_ZEROS = Zeros()
+
+
+@dataclass(frozen=True, slots=True)
 class Gemm:
     """`batch` products of an (m, k) by a (k, n) matrix, done `times` times.
 
@@ -128,7 +100,8 @@ class Gemm:
     | grad_weight | g | O/g | C/g*K | N*P |
 
     All three therefore have N*P*O*C/g*K MACs, padding included. `grad_input` has N*P rows, not one per input pixel, so
-    that a stride does not count the products with the zeros that a dilated error would hold.
+    that a stride does not count the products with the zeros that a dilated error would hold. Of a transposed
+    convolution P are the input positions, and the shapes of `output` and `grad_input` change places.
     """
 
     layer: str
@@ -141,39 +114,70 @@ class Gemm:
     b: Operand
     result_elements: int  # as stored, so after col2im
     times: int = 1
+    result_bits: int = FP32_BITS  # of one element, as written
+    accumulator: NumberFormat = FP32
+    zeros: Zeros = NO_ZEROS
 
-    def __post_init__(self) -> None:
-        for operand in (self.a, self.b):
-            _check_format(operand.format, f"layer {self.layer!r}, {self.gemm} GEMM, {operand.name}")
+    @property
+    def part(self) -> Part:
+        """The part of a training step that it belongs to."""
+        if self.gemm in ("output", "optimizer"):
+            return "forward" if self.gemm == "output" else "optimizer"
+        return "backward"
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates, all `times` together."""
+        """Multiply-accumulates, all `times` together; of a sparse operand its non-zeros alone are multiplied."""
+        if self.a.is_sparse:
+            return (self.a.nonzeros or 0) * self.n * self.times
+        if self.b.is_sparse:
+            return (self.b.nonzeros or 0) * self.m * self.times
         return self.batch * self.m * self.n * self.k * self.times
 
     @property
     def bit_ops(self) -> int:
         """MACs x bits of operand a x bits of operand b."""
-        return self.macs * self.a.bits * self.b.bits
+        return self.macs * self.a.format.bits * self.b.format.bits
+
+    @property
+    def masked_macs(self) -> int:
+        """MACs that are computed although an operand is known to be zero, all `times` together."""
+        return self.zeros.element * self.times
+
+    def skippable_macs(self, exploits: str) -> int:
+        """MACs that a machine which exploits `exploits` (a field of `Zeros`) does not compute, all `times` together."""
+        if exploits not in Zeros.__slots__:
+            raise ValueError(f"exploits must be one of {', '.join(Zeros.__slots__)}, got {exploits!r}")
+        return int(getattr(self.zeros, exploits)) * self.times
+
+    @property
+    def traffic_bits(self) -> int:
+        """Compulsory traffic, all `times` together: both operands read once, the result written once."""
+        return (self.a.stored_bits + self.b.stored_bits + self.result_elements * self.result_bits) * self.times
 
     @property
     def alignments(self) -> int:
-        """Partial sums that must be shifted to a common exponent, all `times` together; 0 without block float.
+        """Partial sums that end where a shared scale changes along k, all `times` together; 0 without shared scales.
 
-        Products whose two operands keep their shared exponents add as integers. When the slice changes along k, so does
-        the exponent: the integer sum of that run is converted and added to the others in fp32. One scale for the whole
-        tensor makes one run of all of k, and the single conversion of each result remains.
+        Products whose two operands keep their scales add without a shift. When a scale changes along k, the sum of that
+        run is converted and added to the others in fp32. One scale for the whole tensor makes one run of all of k, and
+        the single conversion of each result remains. Blocks of fixed size are taken to lie along k.
         """
-        runs = [self._run(operand) for operand in (self.a, self.b) if operand.format.kind == "block_float"]
+        runs = [self._run(operand) for operand in (self.a, self.b) if operand.format.scale_bits]
         if not runs:
             return 0
         return self.batch * self.m * self.n * math.ceil(self.k / min(runs)) * self.times
 
     def _run(self, operand: Operand) -> int:
-        return self.k if operand.format.block_dim is None else operand.k_run
+        fmt = operand.format
+        if fmt.block_size is not None:
+            return fmt.block_size
+        if fmt.block_dim is None:
+            return self.k
+        return operand.k_run if fmt.block_dim == 0 else 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ElementOps:
     """Work outside the GEMMs: arithmetic and traffic of one occurrence, done `times` times.
 
@@ -189,9 +193,20 @@ class ElementOps:
     read_bits: int = 0
     write_bits: int = 0
     times: int = 1
+    part: Part = "other"
+
+    @property
+    def operations(self) -> int:
+        """Adds and multiplications of all kinds, all `times` together."""
+        return (self.fp_add + self.fp_mul + self.int_add) * self.times
+
+    @property
+    def traffic_bits(self) -> int:
+        """Bits read and written, all `times` together."""
+        return (self.read_bits + self.write_bits) * self.times
 
 
-def quantizer_ops(layer: str, elements: int, write_bits: int, times: int = 1) -> ElementOps:
+def quantizer_ops(layer: str, elements: int, write_bits: int, times: int = 1, part: Part = "other") -> ElementOps:
     """One pass of a hardware quantizer over a 32-bit tensor of `elements`; `write_bits` is what it stores in total."""
     return ElementOps(
         "quantizer",
@@ -201,6 +216,7 @@ def quantizer_ops(layer: str, elements: int, write_bits: int, times: int = 1) ->
         read_bits=FP32_BITS * elements,
         write_bits=write_bits,
         times=times,
+        part=part,
     )
 
 
@@ -213,14 +229,14 @@ class OpCounts:
 
     gemms: tuple[Gemm, ...] = ()
     element_ops: tuple[ElementOps, ...] = ()
-    uncounted: tuple[str, ...] = field(default=())
+    uncounted: tuple[str, ...] = ()
 
     @property
     def macs(self) -> dict[str, int]:
-        """MACs by GEMM; all three keys are always there."""
+        """MACs by GEMM; "output", "grad_input" and "grad_weight" are always there, "optimizer" if one multiplies."""
         totals: dict[str, int] = dict.fromkeys(GEMMS, 0)
         for gemm in self.gemms:
-            totals[gemm.gemm] += gemm.macs
+            totals[gemm.gemm] = totals.get(gemm.gemm, 0) + gemm.macs
         return totals
 
     @property
@@ -238,6 +254,15 @@ class OpCounts:
         return totals
 
     @property
+    def macs_by_format(self) -> dict[tuple[str, NumberFormat, NumberFormat, NumberFormat], int]:
+        """MACs by (gemm, format of operand a, format of operand b, accumulator)."""
+        totals: dict[tuple[str, NumberFormat, NumberFormat, NumberFormat], int] = {}
+        for gemm in self.gemms:
+            key = gemm.gemm, gemm.a.format, gemm.b.format, gemm.accumulator
+            totals[key] = totals.get(key, 0) + gemm.macs
+        return totals
+
+    @property
     def bit_ops(self) -> int:
         """Sum over GEMMs of MACs x bits of operand a x bits of operand b."""
         return sum(gemm.bit_ops for gemm in self.gemms)
@@ -250,14 +275,37 @@ class OpCounts:
             totals[op.kind] = totals.get(op.kind, 0) + op.elements * op.times
         return totals
 
+    @property
+    def traffic_bytes(self) -> dict[str, float]:
+        """Bytes moved by GEMM, and by the element operations of each part of a step ("forward ops", ...).
+
+        Each operation by itself: operands read once, results written once, nothing kept between operations.
+        """
+        totals: dict[str, float] = dict.fromkeys(GEMMS, 0.0)
+        for gemm in self.gemms:
+            totals[gemm.gemm] = totals.get(gemm.gemm, 0.0) + gemm.traffic_bits / 8
+        for op in self.element_ops:
+            totals[f"{op.part} ops"] = totals.get(f"{op.part} ops", 0.0) + op.traffic_bits / 8
+        return totals
+
+    def of_part(self, part: Part) -> OpCounts:
+        """What belongs to one part of a step: "forward", "backward", "optimizer" or "other"."""
+        if part not in PARTS:
+            raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
+        return replace(
+            self,
+            gemms=tuple(gemm for gemm in self.gemms if gemm.part == part),
+            element_ops=tuple(op for op in self.element_ops if op.part == part),
+        )
+
     def at(self, precision: PrecisionLike) -> OpCounts:
-        """The same work with the operand formats of `precision`; nothing is traced again.
+        """The same work with the formats of `precision`; nothing is traced again.
 
         Quantizer rows are replaced too: every operand that `precision` formats is quantized once where a GEMM reads it,
         however many of its layer's GEMMs read it in that format. A traced lowered model may place them elsewhere.
         """
-        gemms = tuple(_reformatted(gemm, precision) for gemm in self.gemms)
-        others = tuple(op for op in self.element_ops if op.kind != "quantizer")
+        gemms = tuple([_reformatted(gemm, precision.operand_format) for gemm in self.gemms])
+        others = tuple([op for op in self.element_ops if op.kind != "quantizer" or op.part in ("optimizer", "other")])
         return OpCounts(gemms, others + _operand_quantizers(gemms), self.uncounted)
 
     def __add__(self, other: OpCounts) -> OpCounts:
@@ -273,31 +321,66 @@ class OpCounts:
     __rmul__ = __mul__
 
 
-def _reformatted(gemm: Gemm, precision: PrecisionLike) -> Gemm:
-    a, b = (
-        replace(operand, format=precision.operand_format(gemm.layer, gemm.gemm, operand.name) or FP32)
-        for operand in (gemm.a, gemm.b)
+_FormatOf = Callable[[str, str, str], NumberFormat | None]
+
+
+def _reformatted(gemm: Gemm, format_of: _FormatOf) -> Gemm:
+    if gemm.gemm == "optimizer":
+        return gemm
+    layer, name = gemm.layer, gemm.gemm
+    a, b, accumulator = (format_of(layer, name, operand) or FP32 for operand in (gemm.a.name, gemm.b.name, _SUMS_IN))
+    # Written out: dataclasses.replace takes three times as long, and schedules call this at every step.
+    return Gemm(
+        layer,
+        name,
+        gemm.batch,
+        gemm.m,
+        gemm.n,
+        gemm.k,
+        _read_at(gemm.a, a),
+        _read_at(gemm.b, b),
+        gemm.result_elements,
+        gemm.times,
+        gemm.result_bits,
+        accumulator,
+        gemm.zeros,
     )
-    return replace(gemm, a=a, b=b)
 
 
-def _is_fp32(fmt: NumberFormat) -> bool:
-    return (fmt.kind, fmt.bits, fmt.exponent_bits, fmt.mantissa_bits) == ("float", 32, 8, 23)
+_SUMS_IN = "accumulator"
+
+
+def _read_at(operand: Operand, fmt: NumberFormat) -> Operand:
+    if fmt is operand.format:
+        return operand
+    o = operand
+    return Operand(o.name, o.shape, o.k_run, fmt, o.nonzeros, o.is_sparse, o.index_bits, o.on_chip)
 
 
 def _operand_quantizers(gemms: tuple[Gemm, ...]) -> tuple[ElementOps, ...]:
     # A weight is read by output and grad_input but quantized once: its reads are summed per GEMM name, and the largest
     # sum is the number of times that the tensor was made. That survives both c * 3 and c + c.
-    reads: dict[tuple[str, str, int, int], dict[str, int]] = {}
+    reads: dict[tuple[str, Operand], dict[str, int]] = {}
     for gemm in gemms:
         for operand in (gemm.a, gemm.b):
-            if not _is_fp32(operand.format):
-                of_tensor = reads.setdefault((gemm.layer, operand.name, operand.elements, operand.stored_bits), {})
+            if not is_fp32(operand.format):
+                of_tensor = reads.setdefault((gemm.layer, _tensor(operand)), {})
                 of_tensor[gemm.gemm] = of_tensor.get(gemm.gemm, 0) + gemm.times
     return tuple(
-        quantizer_ops(layer, elements, stored_bits, times=max(by_gemm.values()))
-        for (layer, _, elements, stored_bits), by_gemm in reads.items()
+        quantizer_ops(
+            layer,
+            operand.nonzeros or 0 if operand.is_sparse else operand.elements,
+            operand.stored_bits,
+            times=max(by_gemm.values()),
+            part="forward" if "output" in by_gemm else "backward",
+        )
+        for (layer, operand), by_gemm in reads.items()
     )
+
+
+def _tensor(operand: Operand) -> Operand:
+    """The operand as a tensor, whichever GEMM reads it."""
+    return operand if operand.k_run == 1 else replace(operand, k_run=1)
 
 
 def element_ops(
@@ -309,6 +392,7 @@ def element_ops(
     int_add: int = 0,
     read_bits: int = 0,
     write_bits: int = 0,
+    part: Part = "other",
 ) -> OpCounts:
     """Counts of one pass over `elements` elements that belongs to no layer (mask distance, ranking, averaging).
 
@@ -323,6 +407,7 @@ def element_ops(
         int_add * elements,
         read_bits * elements,
         write_bits * elements,
+        part=part,
     )
     return OpCounts(element_ops=(row,))
 
@@ -342,16 +427,15 @@ def count_sgd_step(
     """
     rows: list[ElementOps] = []
     for parameter, shape in shapes.items():
-        elements, slices = math.prod(shape), shape[0] if shape else 1
+        elements = math.prod(shape)
         operands = ("weight", "gradient", "momentum") if momentum else ("weight", "gradient")
         stored: dict[str, int] = {}
         for operand in operands:
             fmt = formats(parameter, operand) or FP32
-            _check_format(fmt, f"parameter {parameter!r}, {operand}")
-            stored[operand] = _tensor_bits(elements, slices, fmt)
-            if not _is_fp32(fmt):
-                rows.append(quantizer_ops(parameter, elements, stored[operand]))
+            stored[operand] = fmt.storage_bits(shape)
+            if not is_fp32(fmt):
+                rows.append(quantizer_ops(parameter, elements, stored[operand], part="optimizer"))
         terms = (1 + momentum + weight_decay) * elements
-        written = sum(stored.values()) - stored["gradient"]
-        rows.append(ElementOps("optimizer", parameter, elements, terms, terms, 0, sum(stored.values()), written))
+        read, written = sum(stored.values()), sum(stored.values()) - stored["gradient"]
+        rows.append(ElementOps("optimizer", parameter, elements, terms, terms, 0, read, written, part="optimizer"))
     return OpCounts(element_ops=tuple(rows))

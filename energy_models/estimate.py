@@ -34,13 +34,15 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
-from energy_models.counts import FP32_BITS, ElementOps, Gemm, NumberFormat, OpCounts
+from energy_models.counts import ElementOps, Gemm, OpCounts
+from energy_models.number_formats import NumberFormat
 from energy_models.profiles import Constant, HardwareProfile
 
 Fusion = Literal["fused", "chained", "unfused"]
 FUSIONS: tuple[Fusion, ...] = ("fused", "chained", "unfused")
 CORNERS = len(FUSIONS) * 2 * 2
 _INTEGER_KINDS = ("block_float", "fixed_point")
+_PRICED_KINDS = ("float", *_INTEGER_KINDS)
 _RIDES_ALONG = frozenset({"relu", "max_pool", "avg_pool", "elementwise", "softmax", "loss", "sum", "quantizer"})
 _READS_ITS_INPUTS = frozenset({"batch_norm"})
 _SIGNIFICAND_FP16, _SIGNIFICAND_FP32 = 11, 24
@@ -198,7 +200,7 @@ def _moved(counts: OpCounts, fusion: Fusion, profile: HardwareProfile) -> _Moved
 
 
 def _gemm_dram_bits(gemm: Gemm, fusion: Fusion, capacity_bits: float, trained: bool) -> float:
-    result_bits = FP32_BITS * gemm.result_elements
+    result_bits = gemm.result_bits * gemm.result_elements
     compulsory = float(gemm.a.stored_bits + gemm.b.stored_bits + result_bits)
     if fusion == "fused":
         return compulsory
@@ -240,6 +242,8 @@ class _Arithmetic:
         return _power_law(product, *published) + self.float_add
 
     def gemm_pj(self, gemm: Gemm) -> float:
+        for operand in (gemm.a, gemm.b):
+            _check_price(operand.format, f"layer {gemm.layer!r}, {gemm.gemm} GEMM, {operand.name}")
         a, b = gemm.a.format, gemm.b.format
         energy = gemm.macs * self.mac_pj(a, b)
         if a.kind in _INTEGER_KINDS and b.kind in _INTEGER_KINDS:
@@ -249,6 +253,16 @@ class _Arithmetic:
     def element_ops_pj(self, op: ElementOps) -> float:
         once = op.fp_add * self.float_add + op.fp_mul * self.float_mult + op.int_add * self.int_add
         return once * op.times
+
+
+def _check_price(fmt: NumberFormat, where: str) -> None:
+    if fmt.kind not in _PRICED_KINDS:
+        raise ValueError(f"{where}: format kind {fmt.kind!r} has no price yet; priced are {', '.join(_PRICED_KINDS)}")
+    if fmt.block_size is not None or fmt.block_dim not in (None, 0):
+        raise ValueError(
+            f"{where}: scales per whole tensor or per slice of dimension 0 have a price, this format has "
+            f"block_dim={fmt.block_dim}, block_size={fmt.block_size}"
+        )
 
 
 def _arithmetic(profile: HardwareProfile, end: str) -> _Arithmetic:

@@ -226,17 +226,28 @@ class Precision:
         return self
 
     def operand_format(self, layer: str, gemm: str, operand: str) -> Format | None:
-        """The format in which ``gemm`` of ``layer`` reads ``operand`` (``energy_models.PrecisionLike``).
+        """The format in which ``gemm`` of ``layer`` reads ``operand`` (``energy_models.PrecisionLike``), or sums.
 
         Overrides by name apply; the others need a model and are applied by :func:`lowprec_eb.lower`.
+        """
+        rounded = self.of_layer(layer).in_gemm(gemm, operand)
+        return None if rounded is None else rounded.fmt
+
+    def in_gemm(self, gemm: str, operand: str) -> Rounded | None:
+        """How ``gemm`` reads ``operand``, or rounds what it sums (``"accumulator"``); None is float32.
+
+        A product of two activations has two gradients, both named grad_input: each reads the other activation as it is
+        read again in the backward pass.
 
         Raises:
-            ValueError: ``gemm`` does not read ``operand``.
+            ValueError: there is no such GEMM, or no GEMM reads ``operand``.
         """
+        check_choice(f"precision {self.name!r}", "gemm", gemm, GEMMS)
+        if operand == "accumulator":
+            return self.of(operand)
         if operand not in READERS:
             raise ValueError(f"a GEMM reads weight, activation or error, not {operand!r}")
-        rounded = self.of_layer(layer).of(operand, gemm)
-        return None if rounded is None else rounded.fmt
+        return self.of(operand, gemm if gemm in READERS[operand] else READERS[operand][-1])
 
     def parameter_rounded(self, operand: str, dims: int) -> Rounded | None:
         """How the optimizer rounds gradient, update, momentum, second_moment or master of a parameter of ``dims`` axes.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from energy_models.tracing import is_counting
 from lowprec_eb.gemm import Gemm, Products, simulate, simulate_in_chunks
 from lowprec_eb.quantize.fast.packed import Packed
 from lowprec_eb.rounder import Reading, Rounder
@@ -148,8 +149,7 @@ def _accumulated(
 ) -> Tensor:
     """The product as it leaves the accumulator; ``named`` is the GEMM to the precision."""
     chunk = rounder.scope.precision.accumulator_chunk
-    # Without values, as the counter runs a model, a GEMM is one GEMM, however it is simulated.
-    if chunk is None or b.is_meta:
+    if chunk is None or is_counting():  # a GEMM is one GEMM, however it is simulated
         return rounder.result(simulate(products, gemm, a, b, like), "accumulator", ("accumulator", named))
     dtype = a.dtype if a.is_floating_point() else b.dtype
     return rounder.accumulated(simulate_in_chunks(products, gemm, a, b, chunk, like), named).to(dtype)

@@ -67,8 +67,8 @@ class Scope:
         return None if turned is None else turned[axis]
 
     def operand_format(self, gemm: str, operand: str) -> Format | None:
-        """The format in which ``gemm`` reads ``operand`` now, bits that were set included; None is full precision."""
-        found = self.precision.of(operand, gemm)
+        """The format in which ``gemm`` reads ``operand`` (or sums) now, set bits included; None is full precision."""
+        found = self.precision.in_gemm(gemm, operand)
         if found is None:
             return None
         return at_bits(found.fmt, int(self.bits[operand])) if operand in self.bits else found.fmt

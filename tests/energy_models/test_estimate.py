@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from energy_models.counts import FP32, ElementOps, FormatSpec, Gemm, NumberFormat, OpCounts, Operand, element_ops
+from energy_models.counts import ElementOps, Gemm, OpCounts, Operand, element_ops
 from energy_models.estimate import CORNERS, ModelledEnergy, Range, estimate
+from energy_models.number_formats import FP32, FormatSpec, NumberFormat
 from energy_models.profiles import load_profile
 
 PROFILE = load_profile("45nm")
@@ -23,8 +24,8 @@ ELEMENTS, WEIGHTS = 16 * 32 * 32, 16 * 16 * 9
 
 def conv(activation: NumberFormat, weight: NumberFormat, times: int = 1) -> OpCounts:
     """16 -> 16 channels, 3x3, 32x32, one image: 2,359,296 MACs."""
-    a = Operand("activation", ELEMENTS, 1, 144, activation)
-    b = Operand("weight", WEIGHTS, 16, 144, weight)
+    a = Operand("activation", (1, 16, 32, 32), 144, activation)
+    b = Operand("weight", (16, 16, 3, 3), 144, weight)
     return OpCounts((Gemm("conv", "output", 1, 1024, 16, 144, a, b, ELEMENTS, times),))
 
 
@@ -98,8 +99,8 @@ def test_memory_of_one_conv(fmt: NumberFormat, bits: int, scales_bits: int) -> N
 
 def backward(fmt: NumberFormat, gemms: tuple[str, ...]) -> OpCounts:
     """The backward GEMMs of a linear layer (64 rows, 10 inputs, 20 outputs)."""
-    error = Operand("error", 64 * 20, 64, 20, fmt)
-    others = {"grad_input": Operand("weight", 200, 20, 1, fmt), "grad_weight": Operand("activation", 640, 64, 1, fmt)}
+    error = Operand("error", (64, 20), 20, fmt)
+    others = {"grad_input": Operand("weight", (20, 10), 1, fmt), "grad_weight": Operand("activation", (64, 10), 1, fmt)}
     shapes = {"grad_input": (64, 10, 20), "grad_weight": (20, 10, 64)}
     results = {"grad_input": 640, "grad_weight": 200}
     return OpCounts(tuple(Gemm("fc", g, 1, *shapes[g], error, others[g], results[g]) for g in gemms))
@@ -114,7 +115,7 @@ def test_an_error_is_written_once_for_both_gemms_that_read_it() -> None:
 
 def test_a_large_product_is_bound_by_the_buffer() -> None:
     size = 4096
-    a, b = Operand("activation", size**2, size, size), Operand("weight", size**2, size, size)
+    a, b = Operand("activation", (size, size), size), Operand("weight", (size, size), size)
     energy = estimate(OpCounts((Gemm("fc", "output", 1, size, size, size, a, b, size**2),)), PROFILE)
     assert energy.traffic_bytes.low == 3 * size**2 * 4
     hong_kung = 2 * size**3 / 512  # sqrt(2**18 operands)
@@ -147,7 +148,7 @@ def test_arithmetic_of_element_ops() -> None:
 
 def test_grad_input_of_a_linear_layer_pays_an_alignment_per_product() -> None:
     def grad_input(fmt: NumberFormat) -> OpCounts:
-        a, b = Operand("error", 640, 64, 10, fmt), Operand("weight", 1280, 10, 1, fmt)
+        a, b = Operand("error", (64, 10), 10, fmt), Operand("weight", (10, 128), 1, fmt)
         return OpCounts((Gemm("fc", "grad_input", 1, 64, 128, 10, a, b, 8192),))
 
     macs = 64 * 128 * 10
@@ -167,8 +168,8 @@ FORMATS = st.one_of(
 @st.composite
 def counts_of_a_step(draw: st.DrawFn) -> OpCounts:
     m, n, k = (draw(st.integers(1, 5000)) for _ in range(3))
-    a = Operand("error", m * k, m, draw(st.integers(1, k)), draw(FORMATS))
-    b = Operand("activation", k * n, n, draw(st.integers(1, k)), draw(FORMATS))
+    a = Operand("error", (m, k), draw(st.integers(1, k)), draw(FORMATS))
+    b = Operand("activation", (n, k), draw(st.integers(1, k)), draw(FORMATS))
     numbers = [draw(st.integers(0, 10**9)) for _ in range(5)]
     return OpCounts((Gemm("l", "grad_weight", 1, m, n, k, a, b, m * n),), (ElementOps("relu", "l", 1, *numbers),))
 
@@ -249,3 +250,16 @@ def test_a_total_does_not_depend_on_the_order(joules: list[float]) -> None:
 
     assert ModelledEnergy.total(map(energy, joules)) == ModelledEnergy.total(map(energy, sorted(joules)))
     assert ModelledEnergy.total([]) == ModelledEnergy.zero()
+
+
+@pytest.mark.parametrize(
+    ("fmt", "message"),
+    [
+        (replace(BFP8, block_dim=1), "block_dim=1"),
+        (replace(BFP8, block_size=32), "block_size=32"),
+        (replace(BFP8, kind="logarithmic"), "'logarithmic'"),
+    ],
+)
+def test_formats_without_a_price_name_the_layer(fmt: FormatSpec, message: str) -> None:
+    with pytest.raises(ValueError, match=f"layer 'conv', output GEMM, activation: .*{message}"):
+        estimate(conv(fmt, FP32), PROFILE)

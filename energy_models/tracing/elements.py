@@ -9,40 +9,14 @@ of pooling indices are left out.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+
+from torch import Tensor
 
 from energy_models.counts import ElementOps
+from energy_models.tracing.call import Call, float_bits
 
 SPECIAL = 4
-
-
-@dataclass(frozen=True)
-class Call:
-    """One operator call: schema name ("aten::relu_"), arguments by their schema names, tensors it returned."""
-
-    op: str
-    args: Mapping[str, Any]
-    results: tuple[Any, ...]
-
-    @classmethod
-    def of(cls, schema: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Call:
-        """The call that an operator's schema, its arguments as they were passed and its result describe."""
-        given = dict(zip((argument.name for argument in schema.arguments), args, strict=False)) | dict(kwargs)
-        bound = {argument.name: given.get(argument.name, argument.default_value) for argument in schema.arguments}
-        results = result if isinstance(result, (tuple, list)) else (result,)
-        return cls(schema.name, bound, tuple(item for item in results if _is_tensor(item)))
-
-
-def _is_tensor(value: Any) -> bool:
-    return hasattr(value, "element_size")
-
-
-def float_bits(values: Iterable[Any]) -> int:
-    """Bits of the floating-point tensors among `values`."""
-    tensors = (value for value in values if _is_tensor(value) and value.is_floating_point())
-    return sum(tensor.numel() * tensor.element_size() * 8 for tensor in tensors)
 
 
 def moved_bits(name: str, call: Call) -> tuple[int, int]:
@@ -137,7 +111,7 @@ def _elementwise(fp_add: int = 0, fp_mul: int = 0) -> Callable[[Call], ElementOp
 
 
 def _div(call: Call) -> ElementOps | None:
-    by_tensor = _is_tensor(call.args["other"]) and call.args["other"].numel() > 1
+    by_tensor = isinstance(call.args["other"], Tensor) and call.args["other"].numel() > 1
     return _elementwise(fp_mul=SPECIAL if by_tensor else 1)(call)  # one divisor is inverted once
 
 
@@ -154,17 +128,24 @@ def _sum(call: Call) -> ElementOps:
     return _work("sum", elements, fp_add=elements)
 
 
-def _softmax(call: Call) -> ElementOps:
-    """Per element: maximum 1 compare; 1 sub, 1 exp, 1 add, 1 mul. Per row: 1 reciprocal."""
-    x = call.args["self"]
-    elements, rows = x.numel(), x.numel() // x.shape[call.args["dim"]]
+def softmax_ops(elements: int, width: int) -> ElementOps:
+    """Per element: maximum 1 compare; 1 sub, 1 exp, 1 add, 1 mul. Per row of `width`: 1 reciprocal."""
+    rows = elements // max(1, width)
     return _work("softmax", elements, 2 * elements, (SPECIAL + 1) * elements + SPECIAL * rows, elements)
 
 
-def _softmax_backward(call: Call) -> ElementOps:
+def softmax_backward_ops(elements: int) -> ElementOps:
     """y * (dy - sum(dy * y)): 2 mul, 1 add, 1 sub per element."""
-    elements = call.results[0].numel()
     return _work("softmax", elements, 2 * elements, 2 * elements)
+
+
+def _softmax(call: Call) -> ElementOps:
+    x = call.args["self"]
+    return softmax_ops(x.numel(), x.shape[call.args["dim"]] if x.dim() else 1)
+
+
+def _softmax_backward(call: Call) -> ElementOps:
+    return softmax_backward_ops(call.results[0].numel())
 
 
 def _log_softmax(call: Call) -> ElementOps:
@@ -191,7 +172,7 @@ def _nll_loss_backward(call: Call) -> ElementOps:
     return _work("loss", rows, fp_mul=rows)
 
 
-FORMULAS: dict[str, Callable[[Call], ElementOps | None]] = {
+ELEMENTS: dict[str, Callable[[Call], ElementOps | None]] = {
     "aten::native_batch_norm": _batch_norm,
     "aten::native_batch_norm_backward": _batch_norm_backward,
     "aten::relu": _relu,
@@ -211,6 +192,7 @@ FORMULAS: dict[str, Callable[[Call], ElementOps | None]] = {
     "aten::where": _compared(1),
     "lowprec_eb::in_range": _compared(2),  # of a clamped gradient
     "aten::_softmax": _softmax,
+    "aten::_safe_softmax": _softmax,
     "aten::_softmax_backward_data": _softmax_backward,
     "aten::_log_softmax": _log_softmax,
     "aten::_log_softmax_backward_data": _log_softmax_backward,
@@ -239,4 +221,5 @@ _FILLS = (
 )
 _COPIES = ("cat", "clone", "contiguous", "copy", "lift_fresh", "stack", "_to_copy", "select_backward", "slice_backward")
 _KEYS = ("randint", "random")
+FILLS = frozenset(f"aten::{name}" for name in _FILLS)
 FREE = frozenset(f"aten::{name}" for name in (*_VIEWS, *_FILLS, *_COPIES, *_KEYS))

@@ -1,0 +1,220 @@
+"""Tensors without values: shape, type, strides and device, and no memory.
+
+A ghost keeps the device that it stands for, so that autocast, device checks and torch's choice of kernels are those of
+a real run; its storage is on the meta device. Parameters, buffers and floating-point inputs become ghosts. Everything
+else keeps its values as long as it is small and made from no ghost: indices of edges, lengths and masks decide shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MAX_KNOWN_FLOATS = 1 << 20  # elements of a tensor whose values are kept
+MAX_KNOWN_INTEGERS = 1 << 26
+_SURELY_SMALL = 1 << 12  # elements of an operand: not even an outer product of two is too large to keep
+_META = torch.device("meta")
+
+
+aten = torch.ops.aten
+
+
+class NeedsValues(RuntimeError):
+    """An operator's result depends on values that a ghost does not have."""
+
+
+class Ghost(Tensor):
+    """A tensor of `device` without values. Only `Ghosts.run` computes with it."""
+
+    stands_for: torch.device
+    on_meta: Tensor
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, on_meta: Tensor, device: torch.device) -> Ghost:
+        ghost: Ghost = Tensor._make_subclass(cls, on_meta, False, dispatch_device=True, device_for_backend_keys=device)
+        ghost.stands_for, ghost.on_meta = device, on_meta
+        return ghost
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return self.stands_for
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        return run(func, args, kwargs or {})
+
+
+def ghost_of(x: Tensor, device: torch.device | None = None) -> Tensor:
+    """A ghost of `x`'s shape, strides, type, `requires_grad` and device; `device` is what a meta tensor stands for."""
+    stands_for = x.device if device is None or not x.is_meta else device
+    ghost = Ghost(torch.empty_like(x, device=_META, requires_grad=False), stands_for)
+    ghost.requires_grad_(x.requires_grad)
+    if isinstance(x, nn.Parameter):
+        ghost._is_param = True  # what isinstance(_, nn.Parameter) asks
+    return ghost
+
+
+def has_ghost(values: Any) -> bool:
+    """Whether a ghost is among `values`, a tensor or nested sequences of tensors."""
+    if isinstance(values, Ghost):
+        return True
+    return isinstance(values, (list, tuple)) and any(has_ghost(value) for value in values)
+
+
+def run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """What `func` returns: ghosts if a ghost is among its arguments or its result is large, else real tensors.
+
+    Raises:
+        NeedsValues: the result's shape, or a number that is asked for, depends on the values of a ghost.
+    """
+    if func is torch.ops.prim.device.default:
+        return args[0].stands_for
+    given = (*args, *kwargs.values())
+    device = next((ghost.stands_for for ghost in _ghosts(given)), None)
+    if device is not None:
+        return _run_on_meta(func, args, kwargs, kwargs.get("device") or device)
+    if _is_small(func, args, kwargs, given):
+        return func(*args, **kwargs)
+    return _run_on_meta(func, args, kwargs, kwargs.get("device") or _device_of(given))
+
+
+def _ghosts(values: Any) -> list[Ghost]:
+    found: list[Ghost] = []
+    for value in values:
+        if isinstance(value, Ghost):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += _ghosts(value)
+    return found
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += _tensors(value)
+    return found
+
+
+def _device_of(values: Any) -> torch.device:
+    return next((tensor.device for tensor in _tensors(values)), torch.device("cpu"))
+
+
+def _is_small(func: Any, args: Sequence[Any], kwargs: dict[str, Any], given: Sequence[Any]) -> bool:
+    """Whether the result, of real tensors alone, is small enough to compute and keep."""
+    tensors = _tensors(given)
+    if any(tensor.layout != torch.strided for tensor in tensors):
+        return True
+    if tensors and all(tensor.numel() <= _SURELY_SMALL for tensor in tensors):
+        return True
+    if torch.Tag.dynamic_output_shape in func.tags or torch.Tag.data_dependent_output in func.tags:
+        return True  # no larger than what it selects from
+    results = _tensors([_call_on_meta(func, args, kwargs, {})])
+    limits = (MAX_KNOWN_FLOATS if r.is_floating_point() else MAX_KNOWN_INTEGERS for r in results)
+    return all(result.numel() <= limit for result, limit in zip(results, limits, strict=True))
+
+
+def _run_on_meta(func: Any, args: Sequence[Any], kwargs: dict[str, Any], device: torch.device) -> Any:
+    if torch.Tag.inplace_view in func.tags:
+        return _reshape_in_place(func, args, kwargs)
+    if func is aten._local_scalar_dense.default:
+        raise NeedsValues("it asks for the number that a tensor holds")
+    if func in SHAPES:
+        return _wrapped(SHAPES[func](*args, **kwargs), {}, torch.device(device))
+    if func is aten.index.Tensor:
+        args = (args[0], [item for index in args[1] for item in _indices(index)])
+    originals: dict[int, Tensor] = {}
+    try:
+        results = _call_on_meta(func, args, kwargs, originals)
+    except NotImplementedError as error:
+        raise NeedsValues(str(error).partition("\n")[0]) from error
+    return _wrapped(results, originals, torch.device(device))
+
+
+def _indices(index: Tensor | None) -> Sequence[Tensor | None]:
+    """A known mask as the indices that it selects; the shape of what it selects is known then."""
+    if index is None or isinstance(index, Ghost) or index.dtype not in (torch.bool, torch.uint8):
+        return (index,)
+    return index.nonzero(as_tuple=True)
+
+
+def _call_on_meta(func: Any, args: Sequence[Any], kwargs: dict[str, Any], originals: dict[int, Tensor]) -> Any:
+    def stand_in(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            meta = _like_on_meta(value)
+            originals[id(meta)] = value
+            kept.append(meta)
+            return meta
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(stand_in, value))
+        return value
+
+    kept: list[Tensor] = []  # so that no id is given out twice
+    named = {name: stand_in(value) for name, value in kwargs.items()}
+    if named.get("device") is not None:
+        named["device"] = _META
+    return func(*map(stand_in, args), **named)
+
+
+def _like_on_meta(x: Tensor) -> Tensor:
+    if isinstance(x, Ghost):
+        return x.on_meta
+    if x.layout == torch.strided:
+        return torch.empty_like(x, device=_META)
+    return torch.empty(x.shape, dtype=x.dtype, device=_META)  # its product with a dense tensor is dense
+
+
+def _wrapped(results: Any, originals: dict[int, Tensor], device: torch.device) -> Any:
+    if isinstance(results, Tensor):
+        if not results.is_meta:
+            return results
+        original = originals.get(id(results))
+        return Ghost(results, device) if original is None else original
+    if isinstance(results, (list, tuple)):
+        return type(results)(_wrapped(result, originals, device) for result in results)
+    return results
+
+
+def _reshape_in_place(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """`unsqueeze_` and its like change shape and strides alone, of the ghost and of what it stands on."""
+    ghost = args[0]
+    func(ghost.on_meta, *args[1:], **kwargs)
+    with torch._C._DisableTorchDispatch():
+        func(*args, **kwargs)
+    return ghost
+
+
+def _batch_norm(x: Ghost, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, *_: Any) -> Any:
+    statistics = x.on_meta.new_empty(x.shape[1] if training else 0, dtype=_wide(x))
+    return torch.empty_like(x.on_meta), statistics, torch.empty_like(statistics)
+
+
+def _batch_norm_backward(error: Any, x: Ghost, weight: Any, *rest: Any) -> Any:
+    wanted = rest[-1]
+    of_channel = x.on_meta.new_empty(x.shape[1], dtype=_wide(x))
+    results = (x.on_meta, of_channel, of_channel)
+    return tuple(torch.empty_like(like) if asked else None for like, asked in zip(results, wanted, strict=True))
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+
+
+def _packed(x: Ghost, lengths: Tensor, batch_first: bool) -> Any:
+    steps = torch._C._VariableFunctions._pack_padded_sequence(torch.empty(*x.shape[:2], 1), lengths, batch_first)[1]
+    return x.on_meta.new_empty(int(lengths.sum()), *x.shape[2:]), steps
+
+
+# Operators whose shapes torch does not know without values, or finds in milliseconds by its Python decompositions.
+SHAPES: dict[Any, Callable[..., Any]] = {
+    aten.native_batch_norm.default: _batch_norm,
+    aten.native_batch_norm_backward.default: _batch_norm_backward,
+    aten._pack_padded_sequence.default: _packed,
+}
