@@ -128,6 +128,8 @@ def _run_on_meta(func: Any, args: Sequence[Any], kwargs: dict[str, Any], device:
         raise NeedsValues("it asks for the number that a tensor holds")
     if func in SHAPES:
         return _wrapped(SHAPES[func](*args, **kwargs), {}, torch.device(device))
+    if func in ELEMENTWISE and (like := _same_as_all(args)) is not None:
+        return Ghost(torch.empty_like(like.on_meta), like.stands_for)
     if func is aten.index.Tensor:
         args = (args[0], [item for index in args[1] for item in _indices(index)])
     originals: dict[int, Tensor] = {}
@@ -136,6 +138,19 @@ def _run_on_meta(func: Any, args: Sequence[Any], kwargs: dict[str, Any], device:
     except NotImplementedError as error:
         raise NeedsValues(str(error).partition("\n")[0]) from error
     return _wrapped(results, originals, torch.device(device))
+
+
+def _same_as_all(args: Sequence[Any]) -> Ghost | None:
+    """The first argument, if it is a ghost and all tensors among `args` have its shape, strides and type."""
+    first = args[0]
+    if not isinstance(first, Ghost):
+        return None
+    for other in args[1:]:
+        if isinstance(other, Tensor) and (
+            other.shape != first.shape or other.dtype != first.dtype or other.stride() != first.stride()
+        ):
+            return None
+    return first if first.is_floating_point() else None
 
 
 def _indices(index: Tensor | None) -> Sequence[Tensor | None]:
@@ -212,7 +227,14 @@ def _packed(x: Ghost, lengths: Tensor, batch_first: bool) -> Any:
     return x.on_meta.new_empty(int(lengths.sum()), *x.shape[2:]), steps
 
 
-# Operators whose shapes torch does not know without values, or finds in milliseconds by its Python decompositions.
+# Operators that return what their floating-point operands are like. torch finds that out by its Python decompositions,
+# which are slow and import its compiler.
+ELEMENTWISE = frozenset(
+    getattr(aten, name).default
+    for name in ("relu", "sigmoid", "tanh", "silu", "gelu", "neg", "threshold_backward", "sigmoid_backward")
+) | frozenset(getattr(aten, name).Tensor for name in ("add", "sub", "mul", "div"))
+
+# Operators whose shapes torch does not know without values, or finds as slowly.
 SHAPES: dict[Any, Callable[..., Any]] = {
     aten.native_batch_norm.default: _batch_norm,
     aten.native_batch_norm_backward.default: _batch_norm_backward,

@@ -60,6 +60,10 @@ class Tracer(TorchDispatchMode):
                 if self.origins.of(parameter) is None:
                     self.origins.set(parameter, Origin("weight", name, tuple(parameter.shape)))
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # what is counted is not compiled, and importing the compiler takes a second
+
     def counts(self) -> OpCounts:
         """What was seen so far."""
         return OpCounts(tuple(self._gemms), tuple(self._element_ops), tuple(sorted(self._uncounted)))
