@@ -6,6 +6,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import reduce
 from typing import Any
 
 import torch
@@ -164,7 +165,7 @@ def _own_loss(output: Any) -> Tensor:
     if not tensors:
         raise ValueError(f"the model returns {type(output).__name__} without tensors: pass loss= (output -> scalar)")
     wanted = [x for x in tensors if x.requires_grad] or tensors
-    return torch.stack([x.sum().float() for x in wanted]).sum()
+    return reduce(torch.add, [x.sum().float() for x in wanted])
 
 
 def _accumulated(counts: OpCounts, model: nn.Module, steps: int) -> OpCounts:

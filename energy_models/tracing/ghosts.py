@@ -222,6 +222,12 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
 
 
+def _addmm(bias: Tensor, a: Tensor, b: Tensor, **scalars: Any) -> Any:
+    if a.shape[1] != b.shape[0]:
+        raise RuntimeError(f"shapes of a matrix product do not fit: {tuple(a.shape)} by {tuple(b.shape)}")
+    return torch.empty(a.shape[0], b.shape[1], dtype=bias.dtype, device=_META)
+
+
 def _packed(x: Ghost, lengths: Tensor, batch_first: bool) -> Any:
     steps = torch._C._VariableFunctions._pack_padded_sequence(torch.empty(*x.shape[:2], 1), lengths, batch_first)[1]
     return x.on_meta.new_empty(int(lengths.sum()), *x.shape[2:]), steps
@@ -238,5 +244,6 @@ ELEMENTWISE = frozenset(
 SHAPES: dict[Any, Callable[..., Any]] = {
     aten.native_batch_norm.default: _batch_norm,
     aten.native_batch_norm_backward.default: _batch_norm_backward,
+    aten.addmm.default: _addmm,
     aten._pack_padded_sequence.default: _packed,
 }
