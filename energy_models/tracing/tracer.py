@@ -89,11 +89,7 @@ class Tracer(TorchDispatchMode):
         if call.op in QUANTIZERS:
             self._quantizer(call)
         elif call.op in self._formulas:
-            for work in self._formulas[call.op](call):
-                if isinstance(work, Product):
-                    self._product(work)
-                else:
-                    self._row(work)
+            self._products(list(self._formulas[call.op](call)))
         else:
             self._element(call)
         backward = self.layers.in_backward
@@ -150,9 +146,17 @@ class Tracer(TorchDispatchMode):
 
     # GEMMs
 
-    def _product(self, product: Product) -> None:
-        names = self._names(product)
-        gemm = product.gemm or self._gemm_name(names)
+    def _products(self, works: Sequence[Product | ElementOps]) -> None:
+        """All that one operator does: its products are one GEMM of the layer."""
+        names = {work: self._names(work) for work in works if isinstance(work, Product)}
+        gemm = self._gemm_name({name for pair in names.values() for name in pair})
+        for work in works:
+            if isinstance(work, Product):
+                self._product(work, work.gemm or gemm, names[work])
+            else:
+                self._row(work)
+
+    def _product(self, product: Product, gemm: GemmName, names: tuple[OperandName, OperandName]) -> None:
         weight = next((o for o in map(self._origin, (product.a, product.b)) if o is not None and o.layer), None)
         layer = self.layers.current(fallback=weight.layer if weight else "")
         sides = zip(names, (product.a, product.b), product.runs, (-1, -2), strict=True)
@@ -186,7 +190,7 @@ class Tracer(TorchDispatchMode):
         is_data = not isinstance(side, Tensor) or side.layout != torch.strided
         return "activation" if is_data or not self.layers.in_backward else "error"
 
-    def _gemm_name(self, names: tuple[OperandName, OperandName]) -> GemmName:
+    def _gemm_name(self, names: set[OperandName]) -> GemmName:
         if not self.layers.in_backward:
             return "output"
         # Attention's products have no weight, and their gradients are grad_input.
