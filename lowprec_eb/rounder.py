@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from energy_models.tracing import is_counting
+from energy_models.tracing.stand_in import stand_in
 from lowprec_eb import ranges
 from lowprec_eb.formats import Format, at_bits, is_affine
 from lowprec_eb.gemm import LEADING, rotated
@@ -90,12 +92,17 @@ class Rounder:
         needed = bool(sizes) or (training and scope.is_stochastic)
         drawn = draw_seeds(len(slots) + (1 if sizes else 0), *operands) if needed else None
         self.seeds = None if drawn is None or not training else drawn.unbind()
-        self.signs = None if drawn is None or not sizes else (random_words(max(sizes), drawn[-1:]) | 1).sign()
+        self.signs = (
+            None if drawn is None or not sizes or is_counting() else (random_words(max(sizes), drawn[-1:]) | 1).sign()
+        )
 
     def follow(self, x: Tensor, reading: Reading) -> None:
         """Let the running range of an operand, if it has one, see ``x``. Not part of rounding, so that it is traced."""
         found = self.scope.readings[reading.operand, reading.named]
         if self.training and found is not None and found.running is not None:
+            if is_counting():  # a smallest and a largest number; what follows is done once for each block
+                stand_in(x.detach(), "running_range", int_add=2)
+                return
             key = self._key(reading.slot, reading.named)
             self._bounds[key] = ranges.follow(self.scope.ranges, key, x, found.fmt, found.running)
 
@@ -128,7 +135,9 @@ class Rounder:
     def operand(self, x: Tensor, reading: Reading, place: str = "") -> Tensor:
         """``x`` as a GEMM reads it; at a ``place`` in scratch memory it is good until the next one there."""
         size = self.scope.rotations[reading.gemm]
-        if size is not None:
+        if size is not None and is_counting():  # a fast Walsh-Hadamard transform, and its signs
+            x = stand_in(x, "rotation", fp_add=size.bit_length() - 1, fp_mul=1, int_add=1)
+        elif size is not None:
             assert self.signs is not None
             x = rotated(x, reading.axis, reading.parts, size, self.signs.to(x.device))
         found = self.scope.readings[reading.operand, reading.named]
@@ -237,7 +246,11 @@ class Rounder:
         scales = self._running_scales(reading, self._key(*slot), x.device, bits)
         # Straight to the operator: no gradient passes here, and a compiler cannot trace the checks of `quantize`.
         try:
-            divisor = None if reading.prescale == 1 else _spread_scale(x, fmt, scales, bits) / reading.prescale
+            divisor = (
+                None
+                if reading.prescale == 1 or is_counting()
+                else _spread_scale(x, fmt, scales, bits) / reading.prescale
+            )
             wide, grid = (x, fmt) if divisor is None else (x / divisor, fmt.element)
             scales, bits = (scales, bits) if divisor is None else ([], None)
             how = (rounding, seed, offset, scales, bits, backend)
@@ -265,7 +278,7 @@ class Rounder:
     def _running_scales(self, reading: Rounded, key: str, device: torch.device, bits: Tensor | None) -> list[Tensor]:
         """What evaluation uses in place of the tensor's own range, if training saw any; training uses none."""
         known = self.scope.ranges.get(key)
-        if self.training or reading.running is None or known is None:
+        if self.training or reading.running is None or known is None or is_counting():
             return []
         return ranges.running_scales(known.to(device), reading.fmt, bits)
 

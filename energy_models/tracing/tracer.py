@@ -23,8 +23,10 @@ from energy_models.tracing.elements import ELEMENTS, FILLS, FREE, moved_bits
 from energy_models.tracing.layers import Layers
 from energy_models.tracing.origins import ACTIVATION, Origin, Origins, storage_id
 from energy_models.tracing.products import PRODUCTS
+from energy_models.tracing.stand_in import work_ops
 
 QUANTIZERS = frozenset({"lowprec_eb::quantize"})
+STAND_IN = "energy_models::work"
 _FP8 = {"float8_e4m3fn": (4, 3), "float8_e4m3fnuz": (4, 3), "float8_e5m2": (5, 2), "float8_e5m2fnuz": (5, 2)}
 FORMAT_OF_DTYPE: dict[torch.dtype, NumberFormat] = {
     torch.float32: FP32,
@@ -104,7 +106,8 @@ class Tracer(TorchDispatchMode):
     def _element(self, call: Call) -> None:
         if call.op in FREE:
             return
-        if call.op not in ELEMENTS:
+        formula = ELEMENTS.get(call.op) or (work_ops if call.op == STAND_IN else None)
+        if formula is None:
             self._uncounted.add(f"{self.layers.current() or '(model)'}: {call.op.replace('::', '.')}")
             return
         if call.op == "aten::add" and self._is_bias(call.args["other"]):
@@ -112,7 +115,7 @@ class Tracer(TorchDispatchMode):
             elements = call.results[0].numel()
             self._row(ElementOps("bias", "", elements, fp_add=elements, read_bits=read_bits))
             return
-        work = ELEMENTS[call.op](call)
+        work = formula(call)
         if work is not None:
             read_bits, write_bits = moved_bits(call.op, call)
             self._row(replace(work, read_bits=read_bits, write_bits=write_bits))
