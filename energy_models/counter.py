@@ -126,8 +126,10 @@ def _undisturbed() -> Iterator[None]:
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        fused: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)  # their recurrent layers
+        for backend in fused:
+            stack.callback(setattr, backend, "enabled", backend.enabled)
+            backend.enabled = False
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(counting())
