@@ -59,8 +59,10 @@ def count(
     grad_weight and a layer with nothing to train before it no grad_input, because autograd does not compute them.
 
     Raises:
+        TypeError: `model` is no module.
         ValueError: training and nothing requires a gradient; an operator's result depends on values; `strict` and
-            something has no formula; `accumulation_steps` below 1.
+            something has no formula; `accumulation_steps` below 1; the model cannot be copied, is TorchScript, or has
+            parameters that are not plain tensors (sharded, quantized, without a shape yet).
     """
     if accumulation_steps < 1:
         raise ValueError(f"accumulation_steps must be 1 or more, got {accumulation_steps}")
@@ -85,11 +87,13 @@ def count(
 
 def _twin(model: nn.Module, example_inputs: Any, values: bool) -> tuple[nn.Module, Any]:
     """A copy of the model and of its inputs, without values unless those are wanted."""
-    plain = getattr(model, "_orig_mod", model)
+    plain = _plain(model)
+    if example_inputs is None:
+        raise ValueError("example_inputs must be a tensor, a sequence of arguments or a mapping of them, not None")
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
     inputs = dict(inputs) if isinstance(inputs, Mapping) else tuple(inputs)
     if values:
-        return copy.deepcopy(plain), copy.deepcopy(inputs)
+        return _copied(plain, {}), copy.deepcopy(inputs)
     device = _device(plain, inputs)
     # deepcopy takes whatever the memo already holds for an object's id: giving it ghosts first copies the structure and
     # no values. Tensors kept as plain attributes are replaced too.
@@ -99,7 +103,40 @@ def _twin(model: nn.Module, example_inputs: Any, values: bool) -> tuple[nn.Modul
             if isinstance(tensor, Tensor) and id(tensor) not in memo and not _keeps_values(tensor):
                 memo[id(tensor)] = ghosts.ghost_of(tensor, device)
     bare = tree_map_only(Tensor, lambda x: x.clone() if _keeps_values(x) else ghosts.ghost_of(x, device), inputs)
-    return copy.deepcopy(plain, memo), bare
+    return _copied(plain, memo), bare
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """The module that a compiled or data-parallel one wraps.
+
+    Raises:
+        TypeError: it is no module.
+        ValueError: its tensors or its forward are not plain PyTorch.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    plain: nn.Module = getattr(model, "_orig_mod", model)
+    plain = plain.module if isinstance(plain, wrappers) else plain
+    for name, module in plain.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"{name or '(model)'} is compiled by TorchScript: count the module that it was made from")
+    for name, parameter in plain.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise ValueError(f"parameter {name} has no shape yet: run a batch through the model first")
+        if type(parameter).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            kind = type(parameter).__name__
+            raise ValueError(f"parameter {name} is a {kind}, which computes by itself: count the plain model instead")
+    return plain
+
+
+def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ValueError(
+            f"a count works on a copy of the model, and {type(model).__name__} cannot be deep-copied: {error}"
+        ) from error
 
 
 def _keeps_values(x: Tensor) -> bool:

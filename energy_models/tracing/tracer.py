@@ -79,9 +79,13 @@ class Tracer(TorchDispatchMode):
             result = self._run(func, args, dict(kwargs or {}))
         except ghosts.NeedsValues as error:
             raise ValueError(
-                f"layer {self.layers.current() or '(model)'!r} calls {func}, whose result depends on values that a "
-                f"count does not have ({error}); values=True counts a real run on the values of the inputs"
+                f"layer {self.layers.current() or '(model)'!r} calls {func}, which cannot run on tensors without "
+                f"values ({error}): values=True counts a real run on the values of the inputs; an operator of your own needs "
+                "torch.library.register_fake"
             ) from error
+        except RuntimeError as error:
+            error.add_note(f"This happened while layer {self.layers.current() or '(model)'!r} was counted, in {func}.")
+            raise
         call = Call.of(func, args, kwargs or {}, result)
         self._see(call)
         return result

@@ -539,3 +539,48 @@ def test_strict_raises_what_is_otherwise_listed() -> None:
     assert count(model, x, training=False).uncounted == ("0: aten.i0",)
     with pytest.raises(ValueError, match=r"strict: no formula for 0: aten\.i0"):
         count(model, x, training=False, strict=True)
+
+
+class Uncopied(nn.Linear):
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise RuntimeError("there is one of me")
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "error", "message"),
+    [
+        ("model", torch.zeros(2, 3), TypeError, "must be a torch.nn.Module, got str"),
+        (nn.Linear(3, 4), None, ValueError, "not None"),
+        (nn.LazyLinear(4), torch.zeros(2, 3), ValueError, "parameter weight has no shape yet"),
+        (Uncopied(3, 4), torch.zeros(2, 3), ValueError, "Uncopied cannot be deep-copied: there is one of me"),
+        (nn.Linear(3, 4), torch.zeros(2, 5), RuntimeError, "do not fit"),
+        (nn.Linear(3, 4, dtype=torch.complex64), torch.zeros(2, 3, dtype=torch.complex64), ValueError, "complex64"),
+    ],
+)
+def test_what_cannot_be_counted_says_why(model: Any, inputs: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        count(model, inputs)
+
+
+def test_errors_of_a_model_name_the_layer() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        count(nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 4)), torch.zeros(2, 3))
+    assert "while layer '1' was counted" in "".join(caught.value.__notes__)
+
+
+def test_wrapped_models() -> None:
+    model, x = three(0, 1, 2), torch.zeros(7, 3)
+    assert count(nn.DataParallel(model), x).gemms == count(model, x).gemms
+    with pytest.raises(ValueError, match="TorchScript"):
+        count(nn.Sequential(torch.jit.script(nn.Linear(3, 3))), x)
+
+
+def test_settings_of_torch_are_left_as_they_were() -> None:
+    count(nn.LSTM(3, 4), torch.zeros(2, 3), training=False)
+    with pytest.raises(RuntimeError):
+        count(nn.Linear(3, 4), torch.zeros(2, 5))
+    assert torch.backends.mkldnn.enabled and torch.backends.mha.get_fastpath_enabled() and torch.is_grad_enabled()
+
+
+def test_an_enormous_batch_takes_no_memory() -> None:
+    assert count(nn.Linear(3, 4), torch.zeros(1, 3).expand(10**12, 3)).macs["output"] == 12 * 10**12
