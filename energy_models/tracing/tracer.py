@@ -80,8 +80,8 @@ class Tracer(TorchDispatchMode):
         except ghosts.NeedsValues as error:
             raise ValueError(
                 f"layer {self.layers.current() or '(model)'!r} calls {func}, which cannot run on tensors without "
-                f"values ({error}): values=True counts a real run on the values of the inputs; an operator of your own needs "
-                "torch.library.register_fake"
+                f"values ({error}): values=True counts a real run on the values of the inputs; an operator of your own "
+                "needs torch.library.register_fake"
             ) from error
         except RuntimeError as error:
             error.add_note(f"This happened while layer {self.layers.current() or '(model)'!r} was counted, in {func}.")
