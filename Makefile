@@ -31,11 +31,15 @@ test-interop: $(VENV)-interop/installed
 INTEROP_PIP := $(VENV)-interop/bin/python -m pip --disable-pip-version-check install --quiet \
 	--constraint constraints.txt --constraint constraints-interop.txt
 INTEROP_MODELS := transformers accelerate lightning timm torchvision torch-geometric
+# Other counters, with what they import and no more: what they ask for brings torch again, notebooks and compilers.
+INTEROP_COUNTERS := torchinfo ptflops calflops thop fvcore iopath portalocker tabulate termcolor \
+	qonnx onnx onnxruntime protobuf toposort clize sigtools
 
 $(VENV)-interop/installed: pyproject.toml constraints.txt constraints-interop.txt
 	$(PYTHON) -m venv $(VENV)-interop
 	$(INTEROP_PIP) torch
 	$(INTEROP_PIP) --editable .[dev] triton $(INTEROP_MODELS)
+	$(INTEROP_PIP) --no-deps $(INTEROP_COUNTERS)
 	touch $@
 
 format: $(VENV)/installed-dev

@@ -196,3 +196,16 @@ def test_macs_and_bit_ops_after_the_fact(make, tmp_path):
             return lp.FixedPoint(bits[layer][operand == "weight"], 1)
 
     assert by_us(em.count(model, x, training=False).at(Mixed())) == expected
+
+
+@nets
+def test_non_zeros_of_masked_weights(make, tmp_path):
+    model, x = make(), torch.randn(2, 3, 16, 16)
+    for name in layers_of(model):
+        weight = model.get_submodule(name).weight
+        with torch.no_grad():
+            weight.mul_(torch.rand(weight.shape) < 0.3)
+    expected = by_qonnx(model, x, bits_of(model, [(32, 32)]), tmp_path, discount_sparsity=True)
+    counts = em.count(model, x, training=False)
+    found = {gemm.layer: gemm.macs - gemm.masked_macs for gemm in counts.gemms}
+    assert found == {layer: pytest.approx(macs) for layer, (macs, _) in expected.items()}
