@@ -18,7 +18,8 @@ import typer
 from counting_cases import CASES, torchvision_models
 from counting_contenders import FORWARD_COUNTERS, MODULES, macs
 from counting_report import Row, checks, draw, error_table, time_table
-from counting_speed import MODELS, Share, Timing, epoch_share, measure
+from counting_share import Share, epoch_share
+from counting_speed import MODELS, Timing, measure
 from measuring import Check, bounds_section, missing
 from rich.console import Console
 
@@ -70,9 +71,7 @@ def _save(
     lines = [{**asdict(row), "error_percent": row.error_percent} for row in rows]
     figures: dict[str, Any] = {"machine": {**versions(), "threads": torch.get_num_threads()}, "errors": lines}
     figures["times"] = [asdict(timing) for timing in timings]
-    figures["share"] = (
-        None if share is None else {**asdict(share), "of_epoch": share.of_epoch, "of_stage": share.of_stage}
-    )
+    figures["share"] = None if share is None else {**asdict(share), "of_training": share.of_training}
     figures |= {"checks": [asdict(check) for check in found], "not_measured": list(left_out)}
     (out / "counting.json").write_text(json.dumps(figures, indent=1) + "\n")
     with (out / "counting.csv").open("w", newline="") as file:

@@ -9,7 +9,6 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -141,53 +140,6 @@ def measure(name: str, counter: str, rounds: int) -> Timing:
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["no message"])[-1])
     return Timing(**json.loads(done.stdout.splitlines()[-1]))
-
-
-# ---- in a training run -------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Share:
-    """Counting beside training the digits VGG: seconds of a count, of an epoch, and epochs for which a count holds."""
-
-    count_s: float
-    epoch_s: float
-    epochs: int
-
-    @property
-    def of_epoch(self) -> float:
-        return self.count_s / self.epoch_s
-
-    @property
-    def of_stage(self) -> float:
-        return self.of_epoch / self.epochs
-
-
-def epoch_share(config_path: Path, rounds: int) -> Share:
-    """Medians; the loop is the project's own, in float32, on one thread."""
-    from lowprec_eb.config import load_config
-    from lowprec_eb.models import build_model
-    from lowprec_eb.tasks import make_task
-    from lowprec_eb.train import train
-
-    torch.set_num_threads(1)
-    config = load_config(config_path)
-    task = make_task(config.task, 0)
-    model = build_model(config.model, task.input_shape, task.classes, 0)
-    optimizer = config.training.optimizer(model)
-    batch = next(iter(task.batches(0)))
-    counts, epochs = [], []
-    for epoch in range(rounds):
-        started = time.perf_counter()
-        train(model, optimizer, task, range(epoch, epoch + 1), config.training, seed=0)
-        epochs.append(time.perf_counter() - started)
-        counts.append(seconds(lambda: em.count(model, batch.inputs, loss=_cross_entropy)))
-    return Share(statistics.median(counts), statistics.median(epochs), config.training.epochs)
-
-
-def _cross_entropy(logits: Tensor) -> Tensor:
-    targets = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-    return nn.functional.cross_entropy(logits, targets)
 
 
 if __name__ == "__main__":
