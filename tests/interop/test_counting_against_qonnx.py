@@ -164,7 +164,7 @@ def by_qonnx(model, x, bits, path, discount_sparsity=False):
 def lowered(model, bits):
     def precision(activation, weight):
         formats = {"activation": activation, "weight": weight}
-        return lp.Precision(**{key: lp.FixedPoint(width, width - 1) for key, width in formats.items() if width < 32})
+        return lp.Precision(**{key: lp.Int(width) for key, width in formats.items() if width < 32})
 
     lp.lower(model, lp.Precision(overrides=tuple((name, precision(*own)) for name, own in bits.items())))
     return model
