@@ -1,5 +1,6 @@
 """What operations cost in energy: counts, hardware profiles, sensors and the ledger. Never imports lowprec_eb."""
 
+from energy_models.count_tree import CountNode
 from energy_models.counter import count
 from energy_models.counts import (
     ElementOps,
@@ -11,6 +12,7 @@ from energy_models.counts import (
     count_sgd_step,
     element_ops,
 )
+from energy_models.difference import Difference, difference
 from energy_models.estimate import ModelledEnergy, Range, estimate
 from energy_models.ledger import Ledger, LedgerKey, LedgerRow, Totals, settled, totals
 from energy_models.meters import MeasuredEnergy, measure
@@ -19,6 +21,8 @@ from energy_models.profiles import HardwareProfile, load_profile
 
 __all__ = [
     "FP32",
+    "CountNode",
+    "Difference",
     "ElementOps",
     "FormatSpec",
     "Gemm",
@@ -37,6 +41,7 @@ __all__ = [
     "Zeros",
     "count",
     "count_sgd_step",
+    "difference",
     "element_ops",
     "estimate",
     "load_profile",

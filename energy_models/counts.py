@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+from energy_models import views
+from energy_models.count_tree import CountNode, count_tree
 from energy_models.number_formats import FP32, FP32_BITS, NumberFormat, is_fp32
 
 GemmName = Literal["output", "grad_input", "grad_weight", "optimizer"]
@@ -220,7 +222,7 @@ def quantizer_ops(layer: str, elements: int, write_bits: int, times: int = 1, pa
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OpCounts:
     """Everything one training step (or a sum of steps) does.
 
@@ -319,6 +321,34 @@ class OpCounts:
         return OpCounts(gemms, tuple(replace(op, times=op.times * steps) for op in self.element_ops), self.uncounted)
 
     __rmul__ = __mul__
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat dict for each GEMM and each element operation: ``pandas.DataFrame(counts.rows())`` is the table.
+
+        The keys are `energy_models.views.COLUMNS`. `elements` is the size of a GEMM's result, or of the tensor that an
+        element operation works on, of one time; macs, bit_ops, operations and bytes are of all `times`. `a` and `b`
+        are the operands' names, `a_kind` and `a_bits` the format in which the GEMM reads one.
+        """
+        return views.rows(self)
+
+    def tree(self, depth: int | None = None) -> CountNode:
+        """The counts by module, `depth` levels deep (None: all); prints as an indented table."""
+        root = count_tree(self)
+        return root if depth is None else root.cut(depth)
+
+    def to_csv(self) -> str:
+        """The rows as CSV with a line of headings; an empty cell for None."""
+        return views.to_csv(self)
+
+    def to_json(self) -> str:
+        """An object of `schema`, `totals`, `uncounted` and `rows` as JSON."""
+        return views.to_json(self)
+
+    def __str__(self) -> str:
+        return views.summary(self)
+
+    def __repr__(self) -> str:
+        return views.short(self)
 
 
 _FormatOf = Callable[[str, str, str], NumberFormat | None]

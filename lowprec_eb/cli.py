@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from lowprec_eb.checkpoints import write_text
 from lowprec_eb.compare import plan, run_folder
 from lowprec_eb.config import Config, load_config
+from lowprec_eb.count_command import count
 from lowprec_eb.format_sheet import format_sheet, parse_shape, sheets_csv, sheets_json
 from lowprec_eb.formats import NAMED, as_format
 from lowprec_eb.progress import CompareProgress
 from lowprec_eb.report import print_plan, print_report, write_report
 from lowprec_eb.report.format_pictures import write_format_picture
 from lowprec_eb.report.format_tables import print_sheets
+from lowprec_eb.terminal import explained, new_console
 from lowprec_eb.workers import compare as run_comparison
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-_WIDTH = 150  # of a table in a file or a pipe
+app.command()(count)
 
 
 @app.callback()
@@ -53,10 +51,10 @@ def compare(
 
     Run the same command again after an interruption: it goes on where it was.
     """
-    console = _console()
+    console = new_console()
     flags = {"task.data": data, "task.data_root": data_root, "backend": backend, "device": device}
     overrides = [f"{key}={value}" for key, value in flags.items() if value is not None]
-    with _explained(console):
+    with explained(console):
         loaded = load_config(config, [*overrides, *(settings or [])])
         if dry_run:
             print_plan(plan(loaded), console, seeds=len(loaded.seeds))
@@ -77,8 +75,8 @@ def formats(
     csv: Annotated[Path | None, typer.Option("--csv", help="Write the table to this file.")] = None,
 ) -> None:
     """Show number formats: bits, range, step, dynamic range; one name shows that format in full."""
-    console = _console()
-    with _explained(console):
+    console = new_console()
+    with explained(console):
         sheets = [format_sheet(name, parse_shape(shape)) for name in names or NAMED]
         written = [write_format_picture([as_format(name) for name in names or ()], out)] if plot else []
         print_sheets(sheets, console)
@@ -98,21 +96,3 @@ def _run(config: Config, out: Path, console: Console) -> None:
     files = write_report(comparison, folder)
     print_report(comparison, console)
     console.print(f"\n{len(files)} files in {folder}", highlight=False)
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=_WIDTH)
-
-
-@contextmanager
-def _explained(console: Console) -> Iterator[None]:
-    """Say what is wrong in words for errors that the person at the keyboard can mend."""
-    try:
-        yield
-    except (ValueError, OSError, FloatingPointError, ImportError, BrokenProcessPool) as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt:
-        console.print("interrupted; run the same command again to go on", highlight=False)
-        raise typer.Exit(130) from None
