@@ -70,12 +70,12 @@ def build_layer_table(
     """
     shown, whole = largest(work, limit), sum(item.total for item in work)
     gemms = [name for name in dict.fromkeys(n for w in work for n in w.macs) if any(w.macs.get(name) for w in work)]
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("layer", overflow="fold", min_width=12)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("layer", overflow="fold", min_width=8)
     table.add_column("type", overflow="fold")
-    table.add_column("output GEMM\nbatch: m x n x k", overflow="fold")
+    table.add_column("output GEMM\nbatch: m x n x k", no_wrap=True)
     for name in gemms:
-        table.add_column(f"{name}\n[MACs]".replace("[", r"\["), justify="right", no_wrap=True)
+        table.add_column(Text(name.replace("_", "\n") + "\n[MACs]"), justify="right", no_wrap=True)
     table.add_column("bits", overflow="fold", min_width=5)
     table.add_column("share", justify="right", no_wrap=True)
     for item in shown:
