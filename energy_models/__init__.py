@@ -9,7 +9,6 @@ from energy_models.counts import (
     Operand,
     PrecisionLike,
     Zeros,
-    count_sgd_step,
     element_ops,
 )
 from energy_models.difference import Difference, difference
@@ -17,6 +16,7 @@ from energy_models.estimate import ModelledEnergy, Range, estimate
 from energy_models.ledger import Ledger, LedgerKey, LedgerRow, Totals, settled, totals
 from energy_models.meters import MeasuredEnergy, measure
 from energy_models.number_formats import FP32, FormatSpec, NumberFormat
+from energy_models.optimizer_counter import count_optimizer, optimizer_state
 from energy_models.profiles import HardwareProfile, load_profile
 
 __all__ = [
@@ -40,12 +40,13 @@ __all__ = [
     "Totals",
     "Zeros",
     "count",
-    "count_sgd_step",
+    "count_optimizer",
     "difference",
     "element_ops",
     "estimate",
     "load_profile",
     "measure",
+    "optimizer_state",
     "settled",
     "totals",
 ]

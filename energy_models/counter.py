@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from energy_models.compat import Compat, kept_as
 from energy_models.counts import ElementOps, OpCounts, PrecisionLike
 from energy_models.number_formats import FP32_BITS
 from energy_models.tracing import counting, ghosts
@@ -34,6 +35,7 @@ def count(
     formulas: Mapping[str, Formula] | None = None,
     accumulation_steps: int = 1,
     values: bool = False,
+    compat: Compat | None = None,
 ) -> OpCounts:
     """Counts one step of `model` on inputs shaped like `example_inputs`.
 
@@ -52,6 +54,7 @@ def count(
         formulas: for operators that this package does not know, by name ("torchvision::deform_conv2d"): what a call
             does, as `Product`s and `ElementOps`. docs/counting.md has an example.
         accumulation_steps: forward and backward passes whose gradients are summed; each is on `example_inputs`.
+        compat: book the work as a paper does: "early_bird" or "fractrain", see `energy_models.compat`.
         values: run a copy of the model for real, for models whose shapes depend on computed numbers.
 
     A compiled model is counted as it was written. Run it under `torch.autocast` to count what autocast casts. The
@@ -61,8 +64,8 @@ def count(
     Raises:
         TypeError: `model` is no module.
         ValueError: training and nothing requires a gradient; an operator's result depends on values; `strict` and
-            something has no formula; `accumulation_steps` below 1; the model cannot be copied, is TorchScript, or has
-            parameters that are not plain tensors (sharded, quantized, without a shape yet).
+            something has no formula; `accumulation_steps` below 1; an unknown `compat`; the model cannot be copied, is TorchScript,
+            or has parameters that are not plain tensors (sharded, quantized, without a shape yet).
     """
     if accumulation_steps < 1:
         raise ValueError(f"accumulation_steps must be 1 or more, got {accumulation_steps}")
@@ -82,7 +85,8 @@ def count(
     counts = _accumulated(tracer.counts(), twin, accumulation_steps)
     if strict and counts.uncounted:
         raise ValueError("strict: no formula for " + "; ".join(counts.uncounted) + ". Give one by formulas=")
-    return counts if precision is None else counts.at(precision)
+    counts = counts if precision is None else counts.at(precision)
+    return counts if compat is None else kept_as(counts, compat)
 
 
 def _twin(model: nn.Module, example_inputs: Any, values: bool) -> tuple[nn.Module, Any]:

@@ -7,13 +7,14 @@ A GEMM is one of a layer's three products; every convolution is described as the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from energy_models import views
 from energy_models.count_tree import CountNode, count_tree
-from energy_models.number_formats import FP32, FP32_BITS, NumberFormat, is_fp32
+from energy_models.number_formats import FP32, FP32_BITS, NumberFormat
+from energy_models.reformatting import Reformatter
 
 GemmName = Literal["output", "grad_input", "grad_weight", "optimizer"]
 OperandName = Literal["weight", "activation", "error", "state"]
@@ -306,9 +307,13 @@ class OpCounts:
         Quantizer rows are replaced too: every operand that `precision` formats is quantized once where a GEMM reads it,
         however many of its layer's GEMMs read it in that format. A traced lowered model may place them elsewhere.
         """
-        gemms = tuple([_reformatted(gemm, precision.operand_format) for gemm in self.gemms])
+        gemms, quantizers = self._reformatter.at(precision.operand_format)
         others = tuple([op for op in self.element_ops if op.kind != "quantizer" or op.part in ("optimizer", "other")])
-        return OpCounts(gemms, others + _operand_quantizers(gemms), self.uncounted)
+        return OpCounts(gemms, others + quantizers, self.uncounted)
+
+    @cached_property
+    def _reformatter(self) -> Reformatter:
+        return Reformatter(self.gemms, _quantizer_row)
 
     def __add__(self, other: OpCounts) -> OpCounts:
         uncounted = tuple(sorted({*self.uncounted, *other.uncounted}))
@@ -351,66 +356,11 @@ class OpCounts:
         return views.short(self)
 
 
-_FormatOf = Callable[[str, str, str], NumberFormat | None]
-
-
-def _reformatted(gemm: Gemm, format_of: _FormatOf) -> Gemm:
-    if gemm.gemm == "optimizer":
-        return gemm
-    layer, name = gemm.layer, gemm.gemm
-    a, b, accumulator = (format_of(layer, name, operand) or FP32 for operand in (gemm.a.name, gemm.b.name, _SUMS_IN))
-    # Written out: dataclasses.replace takes three times as long, and schedules call this at every step.
-    return Gemm(
-        layer,
-        name,
-        gemm.batch,
-        gemm.m,
-        gemm.n,
-        gemm.k,
-        _read_at(gemm.a, a),
-        _read_at(gemm.b, b),
-        gemm.result_elements,
-        gemm.times,
-        gemm.result_bits,
-        accumulator,
-        gemm.zeros,
+def _quantizer_row(gemm: Gemm, operand: Operand, times: int, is_forward: bool) -> ElementOps:
+    elements = operand.nonzeros or 0 if operand.is_sparse else operand.elements
+    return quantizer_ops(
+        gemm.layer, elements, operand.stored_bits, times=times, part="forward" if is_forward else "backward"
     )
-
-
-_SUMS_IN = "accumulator"
-
-
-def _read_at(operand: Operand, fmt: NumberFormat) -> Operand:
-    if fmt is operand.format:
-        return operand
-    o = operand
-    return Operand(o.name, o.shape, o.k_run, fmt, o.nonzeros, o.is_sparse, o.index_bits, o.on_chip)
-
-
-def _operand_quantizers(gemms: tuple[Gemm, ...]) -> tuple[ElementOps, ...]:
-    # A weight is read by output and grad_input but quantized once: its reads are summed per GEMM name, and the largest
-    # sum is the number of times that the tensor was made. That survives both c * 3 and c + c.
-    reads: dict[tuple[str, Operand], dict[str, int]] = {}
-    for gemm in gemms:
-        for operand in (gemm.a, gemm.b):
-            if not is_fp32(operand.format):
-                of_tensor = reads.setdefault((gemm.layer, _tensor(operand)), {})
-                of_tensor[gemm.gemm] = of_tensor.get(gemm.gemm, 0) + gemm.times
-    return tuple(
-        quantizer_ops(
-            layer,
-            operand.nonzeros or 0 if operand.is_sparse else operand.elements,
-            operand.stored_bits,
-            times=max(by_gemm.values()),
-            part="forward" if "output" in by_gemm else "backward",
-        )
-        for (layer, operand), by_gemm in reads.items()
-    )
-
-
-def _tensor(operand: Operand) -> Operand:
-    """The operand as a tensor, whichever GEMM reads it."""
-    return operand if operand.k_run == 1 else replace(operand, k_run=1)
 
 
 def element_ops(
@@ -440,32 +390,3 @@ def element_ops(
         part=part,
     )
     return OpCounts(element_ops=(row,))
-
-
-def count_sgd_step(
-    shapes: Mapping[str, tuple[int, ...]],
-    formats: Callable[[str, str], NumberFormat | None],
-    momentum: bool,
-    weight_decay: bool,
-) -> OpCounts:
-    """Counts of one SGD step over parameters of the given shapes.
-
-    Per element: weight decay g += wd*w, momentum v = mu*v + g, update w -= lr*v, each one multiplication and one add.
-    The step reads weight, gradient and momentum and writes weight and momentum, each at the bits it is stored with.
-    `formats(parameter, operand)` gives that format for "weight", "gradient" and "momentum" (None: fp32). Each operand
-    with a format other than fp32 adds one quantizer pass, which has its own read and write.
-    """
-    rows: list[ElementOps] = []
-    for parameter, shape in shapes.items():
-        elements = math.prod(shape)
-        operands = ("weight", "gradient", "momentum") if momentum else ("weight", "gradient")
-        stored: dict[str, int] = {}
-        for operand in operands:
-            fmt = formats(parameter, operand) or FP32
-            stored[operand] = fmt.storage_bits(shape)
-            if not is_fp32(fmt):
-                rows.append(quantizer_ops(parameter, elements, stored[operand], part="optimizer"))
-        terms = (1 + momentum + weight_decay) * elements
-        read, written = sum(stored.values()), sum(stored.values()) - stored["gradient"]
-        rows.append(ElementOps("optimizer", parameter, elements, terms, terms, 0, read, written, part="optimizer"))
-    return OpCounts(element_ops=tuple(rows))

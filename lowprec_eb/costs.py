@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from energy_models import FP32, ElementOps, NumberFormat, OpCounts, count, count_sgd_step, element_ops
+from energy_models import FP32, ElementOps, OpCounts, count, count_optimizer, element_ops, optimizer_state
 from energy_models.counts import quantizer_ops
 from lowprec_eb.averaging import StatisticsPass, WeightAverage
 from lowprec_eb.formats import Format
-from lowprec_eb.optim import LowPrecisionOptimizer
+from lowprec_eb.optim import GROUP_OPTION, LowPrecisionOptimizer
 from lowprec_eb.stability import StabilitySettings
 from lowprec_eb.tasks import Task
 from lowprec_eb.tickets import TicketSettings, batch_norms
@@ -70,13 +70,12 @@ def epoch_costs(
         step = step + sparsity_costs(model)
     if stability is not None:
         step = step + stability_costs(model, optimizer, stability, device)
-    train = _batch_costs(model, task, "train", step)
+    train = _batch_costs(model, task, task.batch_sizes("train"), step)
     return EpochCosts(
         train=summed(train, task.batch_sizes("train")),
         train_batch=train,
         detect=detector_costs(model, detector) if detector is not None else OpCounts(),
-        validate=_pass_costs(model, task, "validation"),
-        test=_pass_costs(model, task, "test"),
+        **_evaluation_costs(model, task),
         average=None if average is None else average_costs(average, model, optimizer, task),
     )
 
@@ -85,12 +84,11 @@ def average_costs(
     average: WeightAverage, model: nn.Module, optimizer: LowPrecisionOptimizer, task: Task
 ) -> AverageCosts:
     """What averaging the weights of ``model`` takes, the averaged model at its own precision."""
-    passed = StatisticsPass(average.model)
+    passed, sizes = StatisticsPass(average.model), task.batch_sizes("train")
     return AverageCosts(
         update=average_update_costs(average, model, optimizer),
-        statistics=_pass_costs(passed, task, "train") if average.has_statistics else OpCounts(),
-        validate=_pass_costs(average.model, task, "validation"),
-        test=_pass_costs(average.model, task, "test"),
+        statistics=summed(_batch_costs(passed, task, sizes, None), sizes) if average.has_statistics else OpCounts(),
+        **_evaluation_costs(average.model, task),
     )
 
 
@@ -114,9 +112,11 @@ def _stored_bits(shape: torch.Size, fmt: Format | None) -> int:
     return FP32.bits * math.prod(shape) if fmt is None else fmt.storage_bits(shape)
 
 
-def _pass_costs(model: nn.Module, task: Task, split: str) -> OpCounts:
-    """One pass over a split, in inference."""
-    return summed(_batch_costs(model, task, split, None), task.batch_sizes(split))
+def _evaluation_costs(model: nn.Module, task: Task) -> dict[str, OpCounts]:
+    """One pass over each held-out split, in inference; most of their batches are of the same size."""
+    validate, test = task.batch_sizes("validation"), task.batch_sizes("test")
+    of_batch = _batch_costs(model, task, {*validate, *test}, None)
+    return {"validate": summed(of_batch, validate), "test": summed(of_batch, test)}
 
 
 def summed(of_batch: Mapping[int, OpCounts], times: Mapping[int, int]) -> OpCounts:
@@ -124,10 +124,10 @@ def summed(of_batch: Mapping[int, OpCounts], times: Mapping[int, int]) -> OpCoun
     return sum((of_batch[size] * number for size, number in times.items()), OpCounts())
 
 
-def _batch_costs(model: nn.Module, task: Task, split: str, step: OpCounts | None) -> dict[int, OpCounts]:
-    """One batch of each size of a split; with the costs of an optimizer ``step`` it is a training step."""
+def _batch_costs(model: nn.Module, task: Task, sizes: Iterable[int], step: OpCounts | None) -> dict[int, OpCounts]:
+    """One batch of each size; with the costs of an optimizer ``step`` it is a training step."""
     found = {}
-    for size in task.batch_sizes(split):
+    for size in sizes:
         images = torch.zeros(size, *task.input_shape)
         of_batch = count(model, images, training=step is not None, loss=_cross_entropy)
         found[size] = of_batch if step is None else of_batch + step
@@ -139,15 +139,13 @@ def _cross_entropy(logits: Tensor) -> Tensor:
 
 
 def optimizer_costs(model: nn.Module, optimizer: LowPrecisionOptimizer) -> OpCounts:
-    """One optimizer step over the trainable parameters, with the quantizers of gradient, momentum and master copy."""
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-    def formats(parameter: str, operand: str) -> NumberFormat | None:
-        return optimizer.parameter_format("master" if operand == "weight" else operand, parameters[parameter])
-
-    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-    group = optimizer.param_groups[0]
-    return count_sgd_step(shapes, formats, momentum=bool(group["momentum"]), weight_decay=bool(group["weight_decay"]))
+    """One step over the trainable parameters, with the quantizers of gradient, update, state and master copy."""
+    step = count_optimizer(optimizer, model=model)
+    if optimizer.gradient_scale == 1:
+        return step
+    rounded = [p for group in optimizer.param_groups if group.get(GROUP_OPTION, True) for p in group["params"]]
+    scaled = sum(p.numel() for p in rounded if p.requires_grad)
+    return step + element_ops("gradient_scale", scaled, fp_mul=1, part="optimizer")  # as it is rounded: no traffic
 
 
 def sparsity_costs(model: nn.Module) -> OpCounts:
@@ -159,13 +157,14 @@ def sparsity_costs(model: nn.Module) -> OpCounts:
 def stability_costs(
     model: nn.Module, optimizer: LowPrecisionOptimizer, settings: StabilitySettings, device: str
 ) -> OpCounts:
-    """Watching one step: the norms of gradients, momenta and weights, and the copies from which a step is undone.
+    """Watching one step: the norms of gradients, optimizer state and weights, and the copies that undo it.
 
     Charged as for 32-bit tensors, whatever the precision. A step that is undone is charged like any other, and so is
     the batch; replays are not, as they serve the message alone.
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    kept = trained * (2 if optimizer.param_groups[0]["momentum"] else 1)
+    of_state = (shape for kept in optimizer_state(optimizer, model=model).values() for shape in kept.values())
+    kept = trained + sum(math.prod(shape) for shape in of_state)
     costs = element_ops("stability", trained + kept, fp_add=1, fp_mul=1, read_bits=32)
     if settings.undoes:
         elements = kept + sum(buffer.numel() for buffer in model.buffers())

@@ -125,6 +125,18 @@ class LowPrecisionOptimizer(Optimizer):
             return None
         return self.precision.parameter_format(operand, parameter.dim())
 
+    def stored_format(self, parameter: Tensor, operand: str) -> Format | None:
+        """What a step rounds ``operand`` to: ``"weight"``, ``"gradient"``, ``"update"`` or a key of the state.
+
+        It is what ``energy_models.count_optimizer`` asks for. None: float32, or left as it is.
+
+        Raises:
+            ValueError: the parameter is in none of the groups.
+        """
+        of_state = {key: name for name, keys in self._state_keys.items() for key in keys}
+        rounded = {"weight": "master", "gradient": "gradient", "update": "update", **of_state}.get(operand)
+        return None if rounded is None else self.parameter_format(rounded, parameter)
+
     def round_weights(self) -> None:
         """Put the weights on their grid: for weights that were loaded after the optimizer was made."""
         self._round_weights(self._places())

@@ -115,6 +115,37 @@ def _div(call: Call) -> ElementOps | None:
     return _elementwise(fp_mul=SPECIAL if by_tensor else 1)(call)  # one divisor is inverted once
 
 
+def _scaled(factor: str, fp_add: int = 0, fp_mul: int = 0) -> Callable[[Call], ElementOps | None]:
+    """With one multiplication more if argument `factor` is not 1 or -1."""
+
+    def formula(call: Call) -> ElementOps | None:
+        return _elementwise(fp_add, fp_mul + (abs(call.args.get(factor, 1)) != 1))(call)
+
+    return formula
+
+
+def _power(call: Call) -> ElementOps | None:
+    return _elementwise(fp_mul=1 if call.args["exponent"] == 2 else SPECIAL)(call)
+
+
+def _clamp(call: Call) -> ElementOps:
+    return _compared(sum(call.args.get(bound) is not None for bound in ("min", "max")))(call)
+
+
+def _vector_norm(call: Call) -> ElementOps:
+    """Per element 1 mul, 1 add; per result 1 square root."""
+    elements = call.args["self"].numel()
+    return _work("sum", elements, elements, elements + SPECIAL * call.results[0].numel())
+
+
+def _masked_put(call: Call) -> ElementOps | None:
+    """Where a mask says so, the element is replaced: 1 choice; at indices, a copy or a sum."""
+    values, indices = call.args["values"], call.args["indices"]
+    if any(isinstance(index, Tensor) and index.element_size() == 1 for index in indices):
+        return _compared(1)(call)
+    return _work("elementwise", values.numel(), fp_add=values.numel()) if call.args["accumulate"] else None
+
+
 def _compared(count: int) -> Callable[[Call], ElementOps]:
     def formula(call: Call) -> ElementOps:
         elements = call.results[0].numel()
@@ -185,11 +216,26 @@ ELEMENTS: dict[str, Callable[[Call], ElementOps | None]] = {
     "aten::_adaptive_avg_pool2d_backward": _adaptive_avg_pool_backward,
     "aten::mean": _mean,
     "aten::sum": _sum,
-    "aten::add": _elementwise(fp_add=1),
-    "aten::sub": _elementwise(fp_add=1),
+    "aten::add": _scaled("alpha", fp_add=1),
+    "aten::sub": _scaled("alpha", fp_add=1),
     "aten::mul": _elementwise(fp_mul=1),
     "aten::div": _div,
+    "aten::lerp": _elementwise(fp_add=2, fp_mul=1),
+    "aten::addcmul": _scaled("value", fp_add=1, fp_mul=1),
+    "aten::addcdiv": _scaled("value", fp_add=1, fp_mul=SPECIAL),
+    "aten::sqrt": _elementwise(fp_mul=SPECIAL),
+    "aten::rsqrt": _elementwise(fp_mul=SPECIAL),
+    "aten::reciprocal": _elementwise(fp_mul=SPECIAL),
+    "aten::pow": _power,
+    "aten::linalg_vector_norm": _vector_norm,
+    "aten::clamp": _clamp,
+    "aten::clamp_min": _compared(1),
+    "aten::maximum": _compared(1),
+    "aten::minimum": _compared(1),
+    "aten::sign": _compared(1),
     "aten::where": _compared(1),
+    **dict.fromkeys([f"aten::{name}" for name in ("eq", "ne", "gt", "ge", "lt", "le")], _compared(1)),
+    "aten::index_put": _masked_put,
     "lowprec_eb::in_range": _compared(2),  # of a clamped gradient
     "aten::_softmax": _softmax,
     "aten::_safe_softmax": _softmax,
@@ -221,5 +267,6 @@ _FILLS = (
 )
 _COPIES = ("cat", "clone", "contiguous", "copy", "lift_fresh", "stack", "_to_copy", "select_backward", "slice_backward")
 _KEYS = ("randint", "random")
+_SIGN_BITS = ("abs", "neg")
 FILLS = frozenset(f"aten::{name}" for name in _FILLS)
-FREE = frozenset(f"aten::{name}" for name in (*_VIEWS, *_FILLS, *_COPIES, *_KEYS))
+FREE = frozenset(f"aten::{name}" for name in (*_VIEWS, *_FILLS, *_COPIES, *_KEYS, *_SIGN_BITS))

@@ -93,30 +93,31 @@ def _ghosts(values: Any) -> list[Ghost]:
     return found
 
 
-def _tensors(values: Any) -> list[Tensor]:
+def tensors_of(values: Any) -> list[Tensor]:
+    """The tensors in nested sequences."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
             found.append(value)
         elif isinstance(value, (list, tuple)):
-            found += _tensors(value)
+            found += tensors_of(value)
     return found
 
 
 def _device_of(values: Any) -> torch.device:
-    return next((tensor.device for tensor in _tensors(values)), torch.device("cpu"))
+    return next((tensor.device for tensor in tensors_of(values)), torch.device("cpu"))
 
 
 def _is_small(func: Any, args: Sequence[Any], kwargs: dict[str, Any], given: Sequence[Any]) -> bool:
     """Whether the result, of real tensors alone, is small enough to compute and keep."""
-    tensors = _tensors(given)
+    tensors = tensors_of(given)
     if any(tensor.layout != torch.strided for tensor in tensors):
         return True
     if tensors and all(tensor.numel() <= _SURELY_SMALL for tensor in tensors):
         return True
     if torch.Tag.dynamic_output_shape in func.tags or torch.Tag.data_dependent_output in func.tags:
         return True  # no larger than what it selects from
-    results = _tensors([_call_on_meta(func, args, kwargs, {})])
+    results = tensors_of([_call_on_meta(func, args, kwargs, {})])
     limits = (MAX_KNOWN_FLOATS if r.is_floating_point() else MAX_KNOWN_INTEGERS for r in results)
     return all(result.numel() <= limit for result, limit in zip(results, limits, strict=True))
 

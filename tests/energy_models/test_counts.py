@@ -1,4 +1,4 @@
-"""Counts as plain data: arithmetic, formats, alignments, the optimizer step."""
+"""Counts as plain data: arithmetic, formats, alignments, other formats."""
 
 from dataclasses import dataclass, replace
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from energy_models.counts import ElementOps, Gemm, OpCounts, Operand, count_sgd_step, element_ops
+from energy_models.counts import ElementOps, Gemm, OpCounts, Operand, element_ops
 from energy_models.number_formats import FP32, FormatSpec, NumberFormat
 
 BFP8 = FormatSpec("block_float", bits=8, exponent_bits=0, mantissa_bits=7, scale_bits=8, block_dim=0)
@@ -112,6 +112,31 @@ def test_at_quantizes_as_often_as_there_are_steps() -> None:
         assert total.at(Everywhere(BFP8)).element_ops_by_kind == {"quantizer": 3 * (20 + 24 + 30)}
 
 
+def test_at_of_the_same_counts_again_and_again() -> None:
+    """What was made once is handed out again: the answer may not depend on what was asked before."""
+    schedule = [Everywhere(replace(BFP8, bits=bits)) for bits in (3, 8, 3)] + [WeightsOnly(FIXED8), Everywhere(None)]
+    counts = OpCounts(linear(), (ElementOps("relu", "r", 20, int_add=20),)) * 3
+    for precision in (*schedule, *reversed(schedule)):
+        fresh = OpCounts(linear(), (ElementOps("relu", "r", 20, int_add=20),)) * 3
+        assert counts.at(precision) == fresh.at(precision)
+    assert counts.at(schedule[0]).gemms[0] is counts.at(schedule[2]).gemms[0]
+
+
+def test_a_tensor_that_is_read_in_two_formats_is_quantized_twice() -> None:
+    class FewerBitsBackward:
+        def operand_format(self, layer: str, gemm: str, operand: str) -> NumberFormat | None:
+            return BFP8 if gemm == "output" else FIXED8
+
+    quantizers = OpCounts(linear()).at(FewerBitsBackward()).element_ops
+    assert [(op.elements, op.part) for op in quantizers] == [
+        (24, "forward"),
+        (30, "forward"),
+        (20, "backward"),
+        (30, "backward"),
+        (24, "backward"),
+    ]
+
+
 def test_stored_bits_include_the_scales() -> None:
     assert Operand("weight", (5, 6), 1, BFP8).stored_bits == 30 * 8 + 5 * 8
     assert Operand("weight", (5, 6), 1, BFP8_WHOLE).stored_bits == 30 * 8 + 8
@@ -142,30 +167,6 @@ def test_a_last_short_run_is_one_more_alignment() -> None:
 def test_a_format_needs_a_bit() -> None:
     with pytest.raises(ValueError, match=r"at least 1 bit.*bits=0"):
         replace(BFP8, bits=0)
-
-
-@pytest.mark.parametrize(("momentum", "weight_decay", "terms"), [(False, False, 1), (True, False, 2), (True, True, 3)])
-def test_sgd_step(momentum: bool, weight_decay: bool, terms: int) -> None:
-    counts = count_sgd_step({"w": (3, 4), "b": ()}, lambda parameter, operand: None, momentum, weight_decay)
-    weight, bias = counts.element_ops
-    assert (weight.kind, weight.layer, weight.elements) == ("optimizer", "w", 12)
-    assert (weight.fp_mul, weight.fp_add, weight.int_add) == (12 * terms, 12 * terms, 0)
-    assert weight.read_bits == 12 * 32 * (2 + momentum)
-    assert weight.write_bits == 12 * 32 * (1 + momentum)
-    assert bias.elements == 1
-
-
-def test_low_precision_sgd_step() -> None:
-    def formats(parameter: str, operand: str) -> NumberFormat | None:
-        return None if operand == "momentum" else BFP8
-
-    counts = count_sgd_step({"w": (3, 4)}, formats, momentum=True, weight_decay=False)
-    assert counts.element_ops_by_kind == {"quantizer": 24, "optimizer": 12}
-    stored = 12 * 8 + 3 * 8
-    (step,) = (op for op in counts.element_ops if op.kind == "optimizer")
-    assert step.read_bits == 2 * stored + 12 * 32
-    assert step.write_bits == stored + 12 * 32
-    assert [op.write_bits for op in counts.element_ops if op.kind == "quantizer"] == [stored, stored]
 
 
 def test_element_ops_are_given_per_element() -> None:

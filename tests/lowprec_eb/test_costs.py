@@ -1,12 +1,15 @@
 """What an epoch is charged, against hand counts."""
 
+import pytest
 import torch
 from torch import nn
 
 import lowprec_eb as lp
+import lowprec_eb.costs
 from energy_models import OpCounts
-from lowprec_eb.costs import average_costs, epoch_costs
+from lowprec_eb.costs import average_costs, epoch_costs, optimizer_costs, stability_costs
 from lowprec_eb.models import ModelSettings, build_model
+from lowprec_eb.quantize import operator
 from lowprec_eb.tasks import TaskSettings, make_task
 from lowprec_eb.tickets import TicketSettings
 
@@ -37,6 +40,15 @@ def test_evaluation_is_forward_only_and_counts_every_image():
     assert of.validate.macs["output"] == TASK.samples["validation"] * (CONV1 + CONV2 + LINEAR)
     assert of.test.macs["output"] == TASK.samples["test"] * (CONV1 + CONV2 + LINEAR)
     assert of.validate.macs["grad_weight"] == of.test.macs["grad_input"] == 0
+
+
+def test_each_configuration_is_counted_once(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        lowprec_eb.costs, "count", lambda m, x, training, loss: seen.append((training, len(x))) or OpCounts()
+    )
+    costs("fp32")
+    assert len(seen) == len(set(seen)) == 2 + 3  # a full batch of either kind, and the last ones
 
 
 def test_bfp8_reads_8_by_8_everywhere():
@@ -97,3 +109,80 @@ def test_an_average_without_batch_normalisation_needs_no_statistics_pass():
 def test_nothing_is_left_uncounted():
     for precision in ("fp32", "bf16", "bfp8", "swalp8"):
         assert costs(precision).uncounted == ()
+
+
+OPTIMIZERS = {
+    "SGD": lambda ps: torch.optim.SGD(ps, 0.1, momentum=0.9, nesterov=True),
+    "Muon": lambda ps: torch.optim.Muon([p for p in ps if p.dim() == 2]),
+    "Adam": lambda ps: torch.optim.Adam(ps, amsgrad=True),
+    "RMSprop": lambda ps: torch.optim.RMSprop(ps, momentum=0.9),
+    "NAdam": torch.optim.NAdam,
+    **{name: getattr(torch.optim, name) for name in ("AdamW", "RAdam", "Adamax", "Adagrad", "Adadelta", "Adafactor")},
+    **{name: getattr(torch.optim, name) for name in ("ASGD", "Rprop")},
+}
+
+
+def stepped(kind, precision, **options):
+    """A model after a step, its optimizer and what the next one may be asked to do."""
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3, bias=False))
+    low = lp.LowPrecisionOptimizer(OPTIMIZERS[kind](list(model.parameters())), precision, 0, **options)
+    for p in model.parameters():
+        p.grad = torch.rand_like(p)
+    low.step()
+    return model, low
+
+
+FIXED = {"gradient": 8, "update": 9, "momentum": 10, "second_moment": 11, "master": 12}
+EVERYTHING = lp.Precision(**{operand: lp.FixedPoint(bits, bits - 2) for operand, bits in FIXED.items()})
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_the_quantizers_that_are_charged_are_those_that_a_step_runs(kind, monkeypatch):
+    model, low = stepped(kind, EVERYTHING)
+    ran = []
+
+    def noted(out, x, fmt, *how):
+        ran.append((x.numel(), fmt.storage_bits(x.shape)))
+        return round_into(out, x, fmt, *how)
+
+    round_into = operator.round_into
+    monkeypatch.setattr(operator, "round_into", noted)
+    low.step()
+    costs = optimizer_costs(model, low)
+    charged = [(op.elements, op.write_bits) for op in costs.element_ops if op.kind == "quantizer"]
+    assert sorted(charged) == sorted(ran) and len(ran) >= 3
+    assert costs.uncounted == () and {op.part for op in costs.element_ops} == {"optimizer"}
+
+
+def test_state_is_read_and_written_at_the_bits_that_it_is_kept_in():
+    model, low = stepped("Adam", EVERYTHING)  # two second moments
+    row = next(op for op in optimizer_costs(model, low).element_ops if op.kind == "optimizer" and op.elements == 24)
+    kept = FIXED["momentum"] + 2 * FIXED["second_moment"] + FIXED["master"]
+    assert (row.read_bits, row.write_bits) == (24 * (kept + FIXED["gradient"] + FIXED["update"]), 24 * kept)
+
+
+def test_groups_that_are_left_alone_and_vectors_are_charged_in_float32():
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3))
+    groups = [{"params": model[0].parameters()}, {"params": model[1].parameters(), "low_precision": False}]
+    low = lp.LowPrecisionOptimizer(torch.optim.SGD(groups, 0.1, momentum=0.9), "bfp8", gradient_scale=0.5)
+    costs = optimizer_costs(model, low)
+    assert {op.layer for op in costs.element_ops if op.kind == "quantizer"} == {"0.weight"}
+    reads = {op.layer: op.read_bits / op.elements for op in costs.element_ops if op.kind == "optimizer"}
+    assert reads["0.bias"] == reads["1.weight"] == reads["1.bias"] == 3 * 32
+    assert costs.element_ops_by_kind["gradient_scale"] == 24 + 4
+
+
+def test_sparse_adam_is_not_charged_as_if_it_were_dense():
+    model = nn.Embedding(5, 3, sparse=True)
+    with pytest.raises(ValueError, match="SparseAdam"):
+        optimizer_costs(model, lp.LowPrecisionOptimizer(torch.optim.SparseAdam(model.parameters()), "fp32"))
+
+
+@pytest.mark.parametrize(("kind", "states"), [("SGD", 1), ("AdamW", 2), ("Adam", 3)])
+def test_watching_a_step_looks_at_all_that_the_optimizer_keeps(kind, states):
+    model, low = stepped(kind, "fp32")
+    watch = stability_costs(model, low, lp.StabilitySettings(on_unstable="skip", check_every=1), "cpu")
+    looked, copied = watch.element_ops
+    weights = 24 + 4 + 12
+    assert looked.elements == weights * (2 + states)  # gradients, weights
+    assert copied.elements == weights * (1 + states)
