@@ -116,10 +116,10 @@ def _div(call: Call) -> ElementOps | None:
 
 
 def _scaled(factor: str, fp_add: int = 0, fp_mul: int = 0) -> Callable[[Call], ElementOps | None]:
-    """With one multiplication more if argument `factor` is not 1 or -1."""
+    """With one multiplication more if argument `factor` is not 1."""
 
     def formula(call: Call) -> ElementOps | None:
-        return _elementwise(fp_add, fp_mul + (abs(call.args.get(factor, 1)) != 1))(call)
+        return _elementwise(fp_add, fp_mul + (call.args.get(factor, 1) != 1))(call)
 
     return formula
 
@@ -232,7 +232,7 @@ ELEMENTS: dict[str, Callable[[Call], ElementOps | None]] = {
     "aten::clamp_min": _compared(1),
     "aten::maximum": _compared(1),
     "aten::minimum": _compared(1),
-    "aten::sign": _compared(1),
+    **dict.fromkeys([f"aten::{name}" for name in ("abs", "neg", "sign")], _compared(1)),
     "aten::where": _compared(1),
     **dict.fromkeys([f"aten::{name}" for name in ("eq", "ne", "gt", "ge", "lt", "le")], _compared(1)),
     "aten::index_put": _masked_put,
@@ -267,6 +267,5 @@ _FILLS = (
 )
 _COPIES = ("cat", "clone", "contiguous", "copy", "lift_fresh", "stack", "_to_copy", "select_backward", "slice_backward")
 _KEYS = ("randint", "random")
-_SIGN_BITS = ("abs", "neg")
 FILLS = frozenset(f"aten::{name}" for name in _FILLS)
-FREE = frozenset(f"aten::{name}" for name in (*_VIEWS, *_FILLS, *_COPIES, *_KEYS, *_SIGN_BITS))
+FREE = frozenset(f"aten::{name}" for name in (*_VIEWS, *_FILLS, *_COPIES, *_KEYS))

@@ -53,7 +53,7 @@ ADAM = 5, 1 + 3 + ROOT + 1 + 1 + DIV
         (lambda ps: optim.Adam(ps), *ADAM, 0, 2),
         (lambda ps: optim.Adam(ps, weight_decay=0.1), ADAM[0] + 1, ADAM[1] + 1, 0, 2),  # g += wd*w
         (lambda ps: optim.Adam(ps, amsgrad=True), *ADAM, 1, 3),  # the larger v
-        (lambda ps: optim.Adam(ps, maximize=True), *ADAM, 0, 2),  # a sign bit
+        (lambda ps: optim.Adam(ps, maximize=True), *ADAM, 1, 2),  # a change of sign
         (lambda ps: optim.AdamW(ps), ADAM[0], ADAM[1] + 1, 0, 2),  # w *= 1 - lr*wd
         (lambda ps: optim.AdamW(ps, weight_decay=0), *ADAM, 0, 2),
         # v as Adam's; root, + eps; division
@@ -65,7 +65,7 @@ ADAM = 5, 1 + 3 + ROOT + 1 + 1 + DIV
         # s += g*g; root, + eps; w -= lr * g / that
         (lambda ps: optim.Adagrad(ps), 3, 1 + ROOT + DIV + 1, 0, 1),
         # m as Adam's; u = max(b2*u, |g| + eps); w -= lr * m / u
-        (lambda ps: optim.Adamax(ps), 4, 1 + 1 + DIV + 1, 1, 2),
+        (lambda ps: optim.Adamax(ps), 4, 1 + 1 + DIV + 1, 2, 2),
     ],
 )
 def test_adaptive(make: Callable[[Any], optim.Optimizer], adds: int, muls: int, compares: int, states: int) -> None:
