@@ -116,10 +116,10 @@ def _div(call: Call) -> ElementOps | None:
 
 
 def _scaled(factor: str, fp_add: int = 0, fp_mul: int = 0) -> Callable[[Call], ElementOps | None]:
-    """With one multiplication more if argument `factor` is not 1."""
+    """With one multiplication more if argument `factor` is neither 1 nor -1, which makes a sum a difference."""
 
     def formula(call: Call) -> ElementOps | None:
-        return _elementwise(fp_add, fp_mul + (call.args.get(factor, 1) != 1))(call)
+        return _elementwise(fp_add, fp_mul + (abs(call.args.get(factor, 1)) != 1))(call)
 
     return formula
 

@@ -112,7 +112,7 @@ def _matmul(call: Call) -> Work:
         yield Product(a, b, out, math.prod(a.shape[:-2]), rows, columns, a.shape[-1])
     bias = call.args[added] if added is not None else None
     if bias is not None and call.args.get("beta", 1) != 0:  # beta = 0 only says where to write
-        factors = sum(call.args.get(factor, 1) != 1 for factor in ("alpha", "beta"))
+        factors = sum(abs(call.args.get(factor, 1)) != 1 for factor in ("alpha", "beta"))
         yield replace(_bias(out.numel(), float_bits([bias]), 0), fp_mul=factors * out.numel())
 
 
