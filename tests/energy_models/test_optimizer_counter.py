@@ -64,6 +64,8 @@ ADAM = 5, 1 + 3 + ROOT + 1 + 1 + DIV
         (lambda ps: optim.RMSprop(ps, momentum=0.9), 4, 3 + ROOT + 1 + DIV + 1, 0, 2),
         # s += g*g; root, + eps; w -= lr * g / that
         (lambda ps: optim.Adagrad(ps), 3, 1 + ROOT + DIV + 1, 0, 1),
+        # m, v as Adam's; m over its correction 1 mul; root, + eps, its reciprocal, 1 mul; w -= m * lr * that * rect 3 mul
+        (lambda ps: optim.RAdam(ps), 5, 1 + 3 + 1 + ROOT + DIV + 1 + 3, 0, 2),  # other than its first five steps
         # m as Adam's; u = max(b2*u, |g| + eps); w -= lr * m / u
         (lambda ps: optim.Adamax(ps), 4, 1 + 1 + DIV + 1, 2, 2),
     ],
@@ -224,6 +226,30 @@ def test_another_optimizer() -> None:
     counts = em.count_optimizer(OnItsOwn(linear.parameters()), model=linear)
     assert counts.uncounted == ("weight: aten.special_airy_ai",)
     assert per_element(counts) == {(1, 1, 0, 3, 2)}
+
+
+class KeepsFromTheStart(optim.Optimizer):
+    """Makes its state when it is made, and only then."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 0.1})
+        for p in self.param_groups[0]["params"]:
+            self.state[p] = {"total": torch.ones(p.shape[0]), "scale": torch.ones(()), "calls": 0}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["calls"] += 1
+            self.state[p]["scale"].mul_(0.5)
+            self.state[p]["total"].add_(p.grad.sum(1))
+
+
+def test_state_that_is_there_from_the_start() -> None:
+    optimizer = KeepsFromTheStart(nn.Linear(4, 3, bias=False).parameters())
+    (row,) = em.count_optimizer(optimizer).element_ops
+    assert (row.fp_add, row.fp_mul, row.read_bits, row.write_bits) == (12 + 3, 0, 32 * (24 + 3), 32 * (12 + 3))
+    (kept,) = optimizer.state.values()
+    assert kept["calls"] == 0 and kept["scale"] == 1 and torch.equal(kept["total"], torch.ones(3))
 
 
 def test_one_around_another_is_refused_instead_of_stepping_it() -> None:
