@@ -64,7 +64,7 @@ ADAM = 5, 1 + 3 + ROOT + 1 + 1 + DIV
         (lambda ps: optim.RMSprop(ps, momentum=0.9), 4, 3 + ROOT + 1 + DIV + 1, 0, 2),
         # s += g*g; root, + eps; w -= lr * g / that
         (lambda ps: optim.Adagrad(ps), 3, 1 + ROOT + DIV + 1, 0, 1),
-        # m, v as Adam's; m over its correction 1 mul; root, + eps, its reciprocal, 1 mul; w -= m * lr * that * rect 3 mul
+        # m, v as Adam's; m's correction 1 mul; root, + eps, reciprocal, 1 mul; w -= m * lr * that * rect 3 mul
         (lambda ps: optim.RAdam(ps), 5, 1 + 3 + 1 + ROOT + DIV + 1 + 3, 0, 2),  # other than its first five steps
         # m as Adam's; u = max(b2*u, |g| + eps); w -= lr * m / u
         (lambda ps: optim.Adamax(ps), 4, 1 + 1 + DIV + 1, 2, 2),
