@@ -17,12 +17,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import energy_models as em
+from energy_models.compat import kept_as
 from energy_models.number_formats import is_fp32
 from energy_models.units import share_text, si_text
 from energy_models.views import missing_text
 from lowprec_eb.checkpoints import write_text
 from lowprec_eb.lowering import lower, raise_
 from lowprec_eb.named_models import NamedModel, example_inputs, load_model
+from lowprec_eb.named_optimizers import named_optimizer
+from lowprec_eb.optim import LowPrecisionOptimizer
 from lowprec_eb.precision import Precision
 from lowprec_eb.recipes import precision as named_precision
 from lowprec_eb.report.count_pictures import write_count_picture
@@ -39,6 +42,13 @@ class By(StrEnum):
     LAYER = "layer"
     TREE = "tree"
     KIND = "kind"
+
+
+class Compat(StrEnum):
+    """Whose bookkeeping stands beside the exact count."""
+
+    EARLY_BIRD = "early_bird"
+    FRACTRAIN = "fractrain"
 
 
 class Order(StrEnum):
@@ -66,10 +76,15 @@ def count(
         list[str] | None, typer.Option("--precision", help="Recipe (bfp8). Repeatable: totals side by side.")
     ] = None,
     training: Annotated[bool, typer.Option("--training/--inference", help="Forward and backward, or forward.")] = True,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[:SETTINGS]", help="Add its step: adamw, sgd:momentum=0.9,weight_decay=5e-4."),
+    ] = None,
     functional: Annotated[
         bool, typer.Option("--functional", help="The precision also holds for products outside layers (attention).")
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop if anything has no formula.")] = False,
+    compat: Annotated[Compat | None, typer.Option(help="Print a paper's bookkeeping beside the exact count.")] = None,
     values: Annotated[
         bool, typer.Option("--values", help="Run for real, on random numbers: for shapes that depend on them.")
     ] = False,
@@ -93,12 +108,15 @@ def count(
     with explained(console):
         if limit < 1:
             raise ValueError(f"--limit must be 1 or more, got {limit}")
+        if optimizer is not None and not training:
+            raise ValueError("--optimizer needs a training step: leave --inference out")
         recipes = [named_precision(name) for name in dict.fromkeys(precisions or ())]
         began = time.perf_counter()
         named = load_model(model, in_memory=in_memory or values)
         picture = _picture_path(out, named.name) if plot else None
         built = time.perf_counter()
-        step = _Step(example_inputs(named, inputs or (), batch, values=values), training, functional, strict, values)
+        example = example_inputs(named, inputs or (), batch, values=values)
+        step = _Step(example, training, optimizer, functional, strict, values)
         types = {name: type(module).__name__ for name, module in named.module.named_modules()}
         counts = _counts(named, step, recipes)
         seconds = f"built in {built - began:.2f} s, counted in {time.perf_counter() - built:.2f} s"
@@ -110,6 +128,9 @@ def count(
             console.print(Text(first.tree().text(depth)), soft_wrap=True)
         console.print()
         console.print(build_totals_table(counts))
+        if compat is not None:
+            found = em.difference(first, kept_as(first, compat.value), ("exact", compat.value))
+            console.print(Text(f"\n{found}\n"), soft_wrap=True)
         for line in [*_notes(counts), seconds]:
             console.print(Text(f"- {line}"))
         files = [*_written(first, json, csv)]
@@ -125,6 +146,7 @@ class _Step:
 
     inputs: Any
     training: bool
+    optimizer: str | None
     functional: bool
     strict: bool
     values: bool
@@ -133,11 +155,11 @@ class _Step:
 def _counts(named: NamedModel, step: _Step, recipes: Sequence[Precision]) -> dict[str, em.OpCounts]:
     """The count in each precision."""
     if not recipes:
-        return {_AS_IT_IS: _count(named, step)}
+        return {_AS_IT_IS: _count(named, step) + _optimizer_count(named, step, None)}
     counts = {}
     for recipe in recipes:
         lower(named.module, recipe, functional=step.functional)
-        counts[recipe.name] = _count(named, step)
+        counts[recipe.name] = _count(named, step) + _optimizer_count(named, step, recipe)
         raise_(named.module)
     return counts
 
@@ -154,12 +176,22 @@ def _count(named: NamedModel, step: _Step) -> em.OpCounts:
         ) from error
 
 
+def _optimizer_count(named: NamedModel, step: _Step, recipe: Precision | None) -> em.OpCounts:
+    if step.optimizer is None:
+        return em.OpCounts()
+    optimizer = named_optimizer(step.optimizer, named.module)
+    if recipe is not None:
+        optimizer = LowPrecisionOptimizer(optimizer, recipe)
+    return em.count_optimizer(optimizer, model=named.module)
+
+
 # ---- words -------------------------------------------------------------------------------------------------------
 
 
 def _heading(named: NamedModel, step: _Step) -> str:
     parameters = si_text(sum(parameter.numel() for parameter in named.module.parameters()))
-    what = "one training step: forward and backward" if step.training else "one inference: forward"
+    updated = f", {step.optimizer}" if step.optimizer else ""
+    what = f"one training step: forward, backward{updated}" if step.training else "one inference: forward"
     return f"{named.name}, {parameters} parameters, {_inputs_text(step.inputs)}; {what}"
 
 

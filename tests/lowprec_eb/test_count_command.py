@@ -16,6 +16,7 @@ import energy_models as em
 from lowprec_eb import named_models
 from lowprec_eb.cli import app
 from lowprec_eb.named_models import NamedModel, example_inputs, load_model
+from lowprec_eb.named_optimizers import named_optimizer
 from lowprec_eb.report.count_pictures import MOST_LAYERS, count_picture, write_count_picture
 from lowprec_eb.report.count_tables import build_layer_table, largest, layer_work
 
@@ -248,7 +249,7 @@ def test_a_row_a_layer_and_totals(file):
     result = invoke(f"{file}:net", "--input", "3x8x8", "--batch", "2")
     assert result.exit_code == 0, result.output
     text = words(result.output)
-    assert "2x3x8x8 float32; one training step: forward and backward" in text
+    assert "2x3x8x8 float32; one training step: forward, backward" in text
     assert "0 Conv2d 1: 128 x 4 x 27 13.8 k 0 13.8 k 32x32 64.3 %" in text
     assert "3 Linear 1: 2 x 10 x 256 5.12 k 5.12 k 5.12 k 32x32 35.7 %" in text
     assert "MACs 43.0 k" in text and "FLOPs of the GEMMs (2 a MAC) 86.0 k" in text
@@ -279,6 +280,45 @@ def test_what_a_precision_leaves_alone_is_said(file):
 def test_a_precision_needs_something_to_lower(file):
     result = invoke(f"{file}:Two", "--input", "3", "--input", "4", "--precision", "bfp8")
     assert result.exit_code == 2 and "nothing" in result.output
+
+
+def test_an_optimizers_step_is_added(file, tmp_path):
+    table = tmp_path / "rows.csv"
+    arguments = f"{file}:net", "--input", "3x8x8", "--optimizer", "sgd:momentum=0.9", "--csv", table
+    text = words(invoke(*arguments).output)
+    assert "forward, backward, sgd:momentum=0.9" in text and "optimizer ops" in text
+    rows = [row for row in csv.DictReader(table.open()) if row["part"] == "optimizer"]
+    assert sum(int(row["elements"]) for row in rows) == 4 * 27 + 4 + 256 * 10 + 10
+    quantized = words(invoke(*arguments, "--precision", "bfp8").output)
+    assert "optimizer ops" in quantized
+    kinds = [row["kind"] for row in csv.DictReader(table.open()) if row["part"] == "optimizer"]
+    assert "quantizer" in kinds  # the recipe's formats of what the optimizer keeps
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("adamx", "torch has no optimizer 'adamx'; did you mean 'adam"),
+        ("sgd:momentun=0.9", "unexpected keyword argument 'momentun'"),
+        ("sgd:0.9", "settings need names"),
+        ("sgd:momentum=", "write it as sgd:momentum=0.9"),
+        ("sgd:momentum=-1", "Invalid momentum value"),
+    ],
+)
+def test_errors_of_optimizers(text, message):
+    with pytest.raises(ValueError, match=message):
+        named_optimizer(text, nn.Linear(2, 2))
+
+
+def test_settings_of_optimizers_are_python_values():
+    optimizer = named_optimizer("AdamW:betas=(0.9,0.95),weight_decay=5e-4", nn.Linear(2, 2))
+    assert optimizer.defaults["betas"] == (0.9, 0.95) and optimizer.defaults["weight_decay"] == 5e-4
+
+
+def test_a_papers_bookkeeping_stands_beside_the_exact_count(file):
+    text = words(invoke(f"{file}:net", "--input", "3x8x8", "--compat", "early_bird").output)
+    assert "MACs exact MACs early_bird ratio" in text
+    assert f"all {(2 * STEM + 3 * HEAD) / 1000:.1f} k {3 * (STEM + HEAD) / 1000:.1f} k" in text
 
 
 def test_tokens_and_the_tree(file):
@@ -326,6 +366,7 @@ def test_files_parse_back(file, tmp_path):
         (["--input", "3x8x8", "--plot", "--out", "picture.svg"], "pictures are PNG files"),
         (["--input", "3x8x8", "--by", "tree", "--depth", "-1"], "depth must be 0 or more"),
         ([], "does not say what it takes"),
+        (["--input", "3x8x8", "--inference", "--optimizer", "adam"], "--optimizer needs a training step"),
     ],
 )
 def test_bad_input_stops_with_a_clear_line(file, arguments, message):
