@@ -12,12 +12,14 @@ from energy_models.counts import (
     element_ops,
 )
 from energy_models.difference import Difference, difference
-from energy_models.estimate import ModelledEnergy, Range, estimate
+from energy_models.energy import ModelledEnergy, Range
+from energy_models.estimate import estimate, modelled_time_s
 from energy_models.ledger import Ledger, LedgerKey, LedgerRow, Totals, settled, totals
 from energy_models.meters import MeasuredEnergy, measure
 from energy_models.number_formats import FP32, FormatSpec, NumberFormat
 from energy_models.optimizer_counter import count_optimizer, optimizer_state
-from energy_models.profiles import HardwareProfile, load_profile
+from energy_models.profile_files import load_profile
+from energy_models.profiles import HardwareProfile
 
 __all__ = [
     "FP32",
@@ -46,6 +48,7 @@ __all__ = [
     "estimate",
     "load_profile",
     "measure",
+    "modelled_time_s",
     "optimizer_state",
     "settled",
     "totals",

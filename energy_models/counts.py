@@ -166,10 +166,15 @@ class Gemm:
         run is converted and added to the others in fp32. One scale for the whole tensor makes one run of all of k, and
         the single conversion of each result remains. Blocks of fixed size are taken to lie along k.
         """
-        runs = [self._run(operand) for operand in (self.a, self.b) if operand.format.scale_bits]
-        if not runs:
+        if not (self.a.format.scale_bits or self.b.format.scale_bits):
             return 0
-        return self.batch * self.m * self.n * math.ceil(self.k / min(runs)) * self.times
+        return self.batch * self.m * self.n * math.ceil(self.k / self.run) * self.times
+
+    @property
+    def run(self) -> int:
+        """Products along k that share all their scales."""
+        runs = [self._run(operand) for operand in (self.a, self.b) if operand.format.scale_bits]
+        return min([self.k, *runs])
 
     def _run(self, operand: Operand) -> int:
         fmt = operand.format

@@ -1,289 +1,159 @@
 """Prices counts under a hardware profile: modelled energy as low, nominal and high, never mixed with measured energy.
 
-Compute. A product of two block-float or fixed-point operands is an integer multiplication at sqrt(bits_a * bits_b)
-bits, on the power law through the published 8- and 32-bit multipliers (and beyond them), plus one 32-bit integer add.
-Each alignment of block float adds a shift, charged as a 32-bit integer add, and an fp32 add. If either operand is a
-float the product is a float multiplication, on the power law in the product of the significand widths through the
-published 16-bit (11 x 11) and 32-bit (24 x 24) multipliers and never below the former, plus one fp32 add: an 8-bit by
-fp32 product earns nothing for the shared exponent of one side. An integer operand's width there is its word length.
+`mac_energy` prices a MAC by its formats, `memory_traffic` finds what crosses each memory level. Low, nominal and high
+are ends of an *energy*: low takes all that is open in its favour, high against it. They do not bound a *ratio* of two
+energies on one chip, since both have the same open constants and the same schedule: `corners_j` has the total under
+every combination of schedule (low, nominal, high), memory prices, operand reuse, and arithmetic with static power (low,
+high each), and `ModelledEnergy.ratio_to` compares corner by corner.
 
-Memory, two levels. What goes to DRAM is a choice of how operations are fused, and there are three, by name:
-
-- "fused": a GEMM reads its operands and writes its result once; element ops stay on chip. The low end.
-- "chained": a GEMM also needs each activation and error written before it can be read, once, at its stored bits;
-  batch norm reads its inputs, the one it saved for backward too; element-wise ops and quantizers (a block is a sample
-  or a channel, and fits on chip) ride along with their neighbours; the optimizer moves its tensors. Nominal.
-- "unfused": every element op reads and writes through DRAM on its own on top of that. The high end.
-
-"chained" and "unfused" take for a GEMM the lower bound of Hong and Kung (STOC 1981) for the chip's buffer, if that is
-more: 2*m*n*k/sqrt(S) operands with S operands of mean width on chip (it ignores that im2col rows overlap). Whatever
-goes to DRAM passes the buffer; each MAC fetches its two operands from there, divided by the profile's operand_reuse.
-
-Low, nominal and high are ends of an *energy*. A *ratio* of two energies on one chip may leave the ratios of the ends:
-`corners_j` has the total under every combination of fusion, DRAM price and operand reuse, for a joint ratio.
-
-Not modelled: what the profile's `leaves_out` lists, and `counts.uncounted`. The profile's 8-bit integer and 16-bit
-float adds are not used, because accumulators are 32 bits wide.
+Not modelled: what the profile's `leaves_out` lists, and `counts.uncounted`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
 
 from energy_models.counts import ElementOps, Gemm, OpCounts
-from energy_models.number_formats import NumberFormat
-from energy_models.profiles import Constant, HardwareProfile
+from energy_models.energy import ENDS, ModelledEnergy, Range
+from energy_models.mac_energy import MAC_RULES, MacEnergy, MacRule
+from energy_models.memory_traffic import Traffic
+from energy_models.number_formats import UNIT_FORMATS, NumberFormat, holds
+from energy_models.profiles import Chip, HardwareProfile, Unit
 
-Fusion = Literal["fused", "chained", "unfused"]
-FUSIONS: tuple[Fusion, ...] = ("fused", "chained", "unfused")
-CORNERS = len(FUSIONS) * 2 * 2
-_INTEGER_KINDS = ("block_float", "fixed_point")
-_PRICED_KINDS = ("float", *_INTEGER_KINDS)
-_RIDES_ALONG = frozenset({"relu", "max_pool", "avg_pool", "elementwise", "softmax", "loss", "sum", "quantizer"})
-_READS_ITS_INPUTS = frozenset({"batch_norm"})
-_SIGNIFICAND_FP16, _SIGNIFICAND_FP32 = 11, 24
-_PJ = 1e-12
+_EDGES = ("low", "high")
+CORNERS = len(ENDS) * len(_EDGES) ** 3
+_PJ, _TERA, _GIGABYTE_BITS = 1e-12, 1e12, 8e9
 
 
-@dataclass(frozen=True)
-class Range:
-    """A quantity with its uncertainty; all three numbers have the same unit."""
+def estimate(counts: OpCounts, profile: HardwareProfile, mac_rule: MacRule = "parts") -> ModelledEnergy:
+    """Modelled energy of `counts` on the chip of `profile`, linear in the counts' `times` (static power aside).
 
-    low: float
-    nominal: float
-    high: float
+    Args:
+        mac_rule: "parts", or "bits_product" for the plain rule that energy goes with the product of the bits; its
+            error is in `MacEnergy.bits_product_pj`.
 
-    def __add__(self, other: Range) -> Range:
-        return Range(self.low + other.low, self.nominal + other.nominal, self.high + other.high)
-
-    def __mul__(self, factor: float) -> Range:
-        return Range(self.low * factor, self.nominal * factor, self.high * factor)
-
-    __rmul__ = __mul__
-
-
-_ZERO = Range(0.0, 0.0, 0.0)
-
-
-@dataclass(frozen=True)
-class ModelledEnergy:
-    """Modelled joules by component, the DRAM traffic in bytes behind `memory_j`, and the totals at the corners.
-
-    `corners_j` are the total joules under each combination of fusion, DRAM price (low, high) and operand reuse (low,
-    high), in a fixed order: two energies under one profile compare corner by corner.
+    Raises:
+        ValueError: an operand has a format that the profile cannot price; it names the layer.
     """
-
-    compute_j: Range  # the GEMMs' MACs and alignments
-    memory_j: Range  # DRAM and on-chip buffer, GEMMs and element ops
-    other_j: Range  # arithmetic of element ops
-    traffic_bytes: Range
-    corners_j: tuple[float, ...]
-
-    @classmethod
-    def zero(cls) -> ModelledEnergy:
-        """Nothing done: the start of a sum."""
-        return cls(_ZERO, _ZERO, _ZERO, _ZERO, (0.0,) * CORNERS)
-
-    @classmethod
-    def total(cls, energies: Iterable[ModelledEnergy]) -> ModelledEnergy:
-        """The sum, rounded once: it does not depend on the order."""
-        parts = list(energies)
-
-        def summed(name: str) -> Range:
-            ranges = [getattr(part, name) for part in parts]
-            return Range(*(math.fsum(getattr(r, end) for r in ranges) for end in ("low", "nominal", "high")))
-
-        corners = zip(*(part.corners_j for part in parts), strict=True) if parts else [(0.0,)] * CORNERS
-        return cls(
-            summed("compute_j"),
-            summed("memory_j"),
-            summed("other_j"),
-            summed("traffic_bytes"),
-            tuple(math.fsum(corner) for corner in corners),
-        )
-
-    def __add__(self, other: ModelledEnergy) -> ModelledEnergy:
-        return ModelledEnergy(
-            self.compute_j + other.compute_j,
-            self.memory_j + other.memory_j,
-            self.other_j + other.other_j,
-            self.traffic_bytes + other.traffic_bytes,
-            tuple(a + b for a, b in zip(self.corners_j, other.corners_j, strict=True)),
-        )
-
-    def __mul__(self, factor: float) -> ModelledEnergy:
-        return ModelledEnergy(
-            self.compute_j * factor,
-            self.memory_j * factor,
-            self.other_j * factor,
-            self.traffic_bytes * factor,
-            tuple(corner * factor for corner in self.corners_j),
-        )
-
-    @property
-    def total_j(self) -> Range:
-        """All components together."""
-        return self.compute_j + self.memory_j + self.other_j
-
-    @property
-    def low_j(self) -> float:
-        """Low end of `total_j`."""
-        return self.total_j.low
-
-    @property
-    def nominal_j(self) -> float:
-        """Nominal value of `total_j`."""
-        return self.total_j.nominal
-
-    @property
-    def high_j(self) -> float:
-        """High end of `total_j`."""
-        return self.total_j.high
+    if mac_rule not in MAC_RULES:
+        raise ValueError(f"mac_rule must be one of {', '.join(MAC_RULES)}, got {mac_rule!r}")
+    pricing = _Pricing(counts, profile, mac_rule)
+    ends = {end: pricing.at(end, end, _opposite(end), end) for end in ENDS}
+    components = {name: Range(*(ends[end].joules[name] for end in ENDS)) for name in ends["nominal"].joules}
+    corners = (pricing.at(*corner) for corner in product(ENDS, _EDGES, _EDGES, _EDGES))
+    levels = {level.name: Range(*(ends[end].bits[i] / 8 for end in ENDS)) for i, level in enumerate(profile.memory)}
+    return ModelledEnergy(components, levels, tuple(sum(corner.joules.values()) for corner in corners))
 
 
-def estimate(counts: OpCounts, profile: HardwareProfile) -> ModelledEnergy:
-    """Modelled energy of `counts` on the chip of `profile`, linear in the counts' `times`. Source: see the module.
-
-    What `counts.uncounted` lists is not in it.
-    """
-    ends = {end: _arithmetic(profile, end) for end in ("low", "nominal", "high")}
-    compute = Range(*(sum(a.gemm_pj(gemm) for gemm in counts.gemms) * _PJ for a in ends.values()))
-    other = Range(*(sum(a.element_ops_pj(op) for op in counts.element_ops) * _PJ for a in ends.values()))
-    moved = {fusion: _moved(counts, fusion, profile) for fusion in FUSIONS}
-    dram, reuse = profile.dram.per_bit(), profile.operand_reuse
-    memory = Range(
-        moved["fused"].joules(dram.low, profile.sram.per_bit().low, reuse.high),
-        moved["chained"].joules(dram.value, profile.sram.per_bit().value, reuse.value),
-        moved["unfused"].joules(dram.high, profile.sram.per_bit().high, reuse.low),
-    )
-    traffic = Range(*(moved[fusion].dram_bits / 8 for fusion in FUSIONS))
-    arithmetic_j, sram = compute.nominal + other.nominal, profile.sram.per_bit().value
-    corners = tuple(
-        arithmetic_j + moved[fusion].joules(dram_price, sram, reused)
-        for fusion, dram_price, reused in product(FUSIONS, (dram.low, dram.high), (reuse.low, reuse.high))
-    )
-    return ModelledEnergy(compute, memory, other, traffic, corners)
+def modelled_time_s(counts: OpCounts, profile: HardwareProfile) -> Range | None:
+    """Seconds on a whole chip: the slower of multipliers and DRAM (roofline, Williams et al. 2009); None for others."""
+    if profile.chip is None:
+        return None
+    pricing = _Pricing(counts, profile, "parts")
+    return Range(*(pricing.time_s(end, pricing.traffic(end, _opposite(end))[0]) for end in ENDS))
 
 
-# ---- memory ------------------------------------------------------------------------------------------------------
+def _opposite(end: str) -> str:
+    """More reuse and more utilisation cost less."""
+    return {"low": "high", "nominal": "nominal", "high": "low"}[end]
 
 
 @dataclass(frozen=True)
-class _Moved:
-    """Bits that cross each level of the memory; `fetched_bits` are the operands of every MAC, before any reuse."""
-
-    dram_bits: float
-    on_chip_bits: float
-    fetched_bits: float
-
-    def joules(self, dram_pj: float, sram_pj: float, operand_reuse: float) -> float:
-        through_buffer = self.dram_bits + self.on_chip_bits + self.fetched_bits / operand_reuse
-        return (self.dram_bits * dram_pj + through_buffer * sram_pj) * _PJ
+class _Priced:
+    joules: dict[str, float]
+    bits: list[float]
 
 
-def _moved(counts: OpCounts, fusion: Fusion, profile: HardwareProfile) -> _Moved:
-    trained = {gemm.layer for gemm in counts.gemms if gemm.gemm == "grad_weight"}
-    capacity_bits = profile.capacity.value * 1024 * 8
-    dram_bits = on_chip_bits = fetched_bits = 0.0
-    for gemm in counts.gemms:
-        dram_bits += _gemm_dram_bits(gemm, fusion, capacity_bits, gemm.layer in trained) * gemm.times
-        fetched_bits += gemm.macs * (gemm.a.bits + gemm.b.bits)
-    for op in counts.element_ops:
-        to_dram = _element_ops_dram_bits(op, fusion)
-        dram_bits += to_dram * op.times
-        on_chip_bits += (op.read_bits + op.write_bits - to_dram) * op.times
-    return _Moved(dram_bits, on_chip_bits, fetched_bits)
+class _Pricing:
+    """Counts under a profile; prices are asked for under one choice of all that is open at a time."""
+
+    def __init__(self, counts: OpCounts, profile: HardwareProfile, mac_rule: MacRule) -> None:
+        self.profile, self._traffic = profile, Traffic(counts, profile)
+        self._bits: dict[tuple[str, str], list[float]] = {}
+        arithmetic = {end: _arithmetic(profile, end, mac_rule) for end in ENDS}
+        self._compute = {end: sum(map(a.gemm_pj, counts.gemms)) * _PJ for end, a in arithmetic.items()}
+        self._other = {end: sum(map(a.element_ops_pj, counts.element_ops)) * _PJ for end, a in arithmetic.items()}
+        self._peak_s = sum(
+            gemm.macs / (_unit(gemm, profile).rate.value * _TERA) for gemm in counts.gemms if profile.units
+        )
+
+    def at(self, schedule: str, prices: str, reuse: str, arithmetic: str) -> _Priced:
+        """Joules by component, and bits by memory level; each argument is "low", "nominal" or "high"."""
+        bits = self.traffic(schedule, reuse)
+        joules = {"compute": self._compute[arithmetic], "other": self._other[arithmetic]}
+        for level, moved in zip(self.profile.memory, bits, strict=True):
+            joules[level.name] = moved * level.energy.per_bit().at(prices) * _PJ
+        if self.profile.chip is not None:
+            static = self.profile.chip.static_power.at(arithmetic)
+            joules["static"] = static * self.time_s(arithmetic, bits[0])
+        return _Priced(joules, bits)
+
+    def traffic(self, schedule: str, reuse: str) -> list[float]:
+        """Bits by memory level."""
+        key = schedule, reuse
+        if key not in self._bits:
+            self._bits[key] = self._traffic.per_level(schedule, self.profile.operand_reuse.at(reuse))
+        return self._bits[key]
+
+    def time_s(self, end: str, dram_bits: float) -> float:
+        """The slower of multipliers and DRAM; much utilisation is the low end."""
+        chip, bandwidth = self.profile.chip, self.profile.memory[0].bandwidth
+        assert isinstance(chip, Chip) and bandwidth is not None
+        return max(self._peak_s / chip.utilisation.at(_opposite(end)), dram_bits / (bandwidth.value * _GIGABYTE_BITS))
 
 
-def _gemm_dram_bits(gemm: Gemm, fusion: Fusion, capacity_bits: float, trained: bool) -> float:
-    result_bits = gemm.result_bits * gemm.result_elements
-    compulsory = float(gemm.a.stored_bits + gemm.b.stored_bits + result_bits)
-    if fusion == "fused":
-        return compulsory
-    width = (gemm.a.bits + gemm.b.bits) / 2
-    hong_kung = 2 * gemm.batch * gemm.m * gemm.n * gemm.k / math.sqrt(capacity_bits / width) * width
-    first_readers = {"activation": "output", "error": "grad_weight" if trained else "grad_input"}
-    written = sum(o.stored_bits for o in (gemm.a, gemm.b) if first_readers.get(o.name) == gemm.gemm)
-    return max(compulsory, hong_kung + result_bits) + written
+# ---- arithmetic ------------------------------------------------------------------------------------------------------
 
 
-def _element_ops_dram_bits(op: ElementOps, fusion: Fusion) -> int:
-    if fusion == "fused" or (fusion == "chained" and op.kind in _RIDES_ALONG):
-        return 0
-    if fusion == "chained" and op.kind in _READS_ITS_INPUTS:
-        return op.read_bits
-    return op.read_bits + op.write_bits
+class _FromParts:
+    """MACs and element operations of one end of a profile's `arithmetic`, in pJ."""
 
-
-# ---- arithmetic --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Arithmetic:
-    """One end (low, nominal or high) of a profile's arithmetic, pJ per operation."""
-
-    int_add: float
-    float_add: float
-    float_mult: float
-    int_mult_8: float
-    int_mult_32: float
-    float_mult_16: float
-
-    def mac_pj(self, a: NumberFormat, b: NumberFormat) -> float:
-        if a.kind in _INTEGER_KINDS and b.kind in _INTEGER_KINDS:
-            bits = math.sqrt(a.bits * b.bits)
-            return _power_law(bits, (8, self.int_mult_8), (32, self.int_mult_32)) + self.int_add
-        published = (_SIGNIFICAND_FP16**2, self.float_mult_16), (_SIGNIFICAND_FP32**2, self.float_mult)
-        product = max(_significand_bits(a) * _significand_bits(b), _SIGNIFICAND_FP16**2)
-        return _power_law(product, *published) + self.float_add
+    def __init__(self, profile: HardwareProfile, end: str, mac_rule: MacRule) -> None:
+        assert profile.arithmetic is not None
+        parts = profile.arithmetic
+        self._macs, self._rule = MacEnergy(parts, end), mac_rule
+        self._add, self._mult = parts.float_add_32.at(end), parts.float_mult_32.at(end)
+        self._int_add = parts.int_add_32.at(end)
 
     def gemm_pj(self, gemm: Gemm) -> float:
-        for operand in (gemm.a, gemm.b):
-            _check_price(operand.format, f"layer {gemm.layer!r}, {gemm.gemm} GEMM, {operand.name}")
-        a, b = gemm.a.format, gemm.b.format
-        energy = gemm.macs * self.mac_pj(a, b)
-        if a.kind in _INTEGER_KINDS and b.kind in _INTEGER_KINDS:
-            energy += gemm.alignments * (self.int_add + self.float_add)
-        return energy
+        return self._macs.gemm_pj(gemm, self._rule)
 
     def element_ops_pj(self, op: ElementOps) -> float:
-        once = op.fp_add * self.float_add + op.fp_mul * self.float_mult + op.int_add * self.int_add
-        return once * op.times
+        return (op.fp_add * self._add + op.fp_mul * self._mult + op.int_add * self._int_add) * op.times
 
 
-def _check_price(fmt: NumberFormat, where: str) -> None:
-    if fmt.kind not in _PRICED_KINDS:
-        raise ValueError(f"{where}: format kind {fmt.kind!r} has no price yet; priced are {', '.join(_PRICED_KINDS)}")
-    if fmt.block_size is not None or fmt.block_dim not in (None, 0):
+class _OnUnits:
+    """The same on a chip's own units: each MAC in the cheapest that holds both operands, other operations in fp32."""
+
+    def __init__(self, profile: HardwareProfile, end: str) -> None:
+        self._profile, self._end = profile, end
+        self._fp32: float = profile.units["fp32"].energy.at(end)
+
+    def gemm_pj(self, gemm: Gemm) -> float:
+        return gemm.macs * _unit(gemm, self._profile).energy.at(self._end)
+
+    def element_ops_pj(self, op: ElementOps) -> float:
+        return op.operations * self._fp32
+
+
+def _arithmetic(profile: HardwareProfile, end: str, mac_rule: MacRule) -> _FromParts | _OnUnits:
+    if profile.arithmetic is not None:
+        return _FromParts(profile, end, mac_rule)
+    if mac_rule != "parts":
+        raise ValueError(f"mac_rule {mac_rule!r} needs a profile with arithmetic; {profile.name!r} has units")
+    return _OnUnits(profile, end)
+
+
+def _unit(gemm: Gemm, profile: HardwareProfile) -> Unit:
+    fitting = [unit for name, unit in profile.units.items() if _fits(UNIT_FORMATS[name], gemm.a.format, gemm.b.format)]
+    if not fitting:
         raise ValueError(
-            f"{where}: scales per whole tensor or per slice of dimension 0 have a price, this format has "
-            f"block_dim={fmt.block_dim}, block_size={fmt.block_size}"
+            f"layer {gemm.layer!r}, {gemm.gemm} GEMM: no unit of profile {profile.name!r} ({', '.join(profile.units)}) "
+            f"holds both {gemm.a.format} and {gemm.b.format}"
         )
+    return min(fitting, key=lambda unit: unit.energy.value)
 
 
-def _arithmetic(profile: HardwareProfile, end: str) -> _Arithmetic:
-    def at(constant: Constant) -> float:
-        return {"low": constant.low, "nominal": constant.value, "high": constant.high}[end]
-
-    return _Arithmetic(
-        int_add=at(profile.int_add_32),
-        float_add=at(profile.float_add_32),
-        float_mult=at(profile.float_mult_32),
-        int_mult_8=at(profile.int_mult_8),
-        int_mult_32=at(profile.int_mult_32),
-        float_mult_16=at(profile.float_mult_16),
-    )
-
-
-def _significand_bits(fmt: NumberFormat) -> int:
-    return fmt.mantissa_bits + 1 if fmt.kind == "float" else fmt.bits
-
-
-def _power_law(x: float, first: tuple[float, float], second: tuple[float, float]) -> float:
-    """y on the line through two points in log-log space, before, between and after them."""
-    (x1, y1), (x2, y2) = first, second
-    return y1 * math.pow(x / x1, math.log(y2 / y1) / math.log(x2 / x1))
+def _fits(unit: NumberFormat, a: NumberFormat, b: NumberFormat) -> bool:
+    return holds(unit, a) and holds(unit, b)

@@ -21,7 +21,7 @@ from typing import Literal, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from energy_models.counts import OpCounts
-from energy_models.estimate import ModelledEnergy
+from energy_models.energy import ModelledEnergy
 
 SCHEMA = 1
 Phase = Literal["search", "train", "prune", "retrain", "detect", "average", "eval"]

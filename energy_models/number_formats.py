@@ -85,3 +85,27 @@ BF16: NumberFormat = FormatSpec("float", bits=16, exponent_bits=8, mantissa_bits
 def is_fp32(fmt: NumberFormat) -> bool:
     """Whether `fmt` is plain 32-bit floating point, by whatever object it is described."""
     return (fmt.kind, fmt.bits, fmt.exponent_bits, fmt.mantissa_bits) == ("float", 32, 8, 23)
+
+
+# What chips multiply in, by the usual names.
+UNIT_FORMATS: dict[str, NumberFormat] = {
+    "fp64": FP64,
+    "fp32": FP32,
+    "tf32": FormatSpec("float", bits=19, exponent_bits=8, mantissa_bits=10),
+    "bf16": BF16,
+    "fp16": FP16,
+    "fp8": FormatSpec("float", bits=9, exponent_bits=5, mantissa_bits=3),  # E4M3 and E5M2 both
+    "fp4": FormatSpec("float", bits=4, exponent_bits=2, mantissa_bits=1),
+    "int16": FormatSpec("integer", bits=16, exponent_bits=0, mantissa_bits=15),
+    "int8": FormatSpec("integer", bits=8, exponent_bits=0, mantissa_bits=7),
+    "int4": FormatSpec("integer", bits=4, exponent_bits=0, mantissa_bits=3),
+}
+
+
+def holds(unit: NumberFormat, fmt: NumberFormat) -> bool:
+    """Whether every element of `fmt`, its shared scale aside, is a number of `unit`."""
+    if fmt.exponent_bits:
+        return unit.exponent_bits >= fmt.exponent_bits and unit.mantissa_bits >= fmt.mantissa_bits
+    if unit.exponent_bits:
+        return unit.mantissa_bits + 1 >= fmt.bits - 1  # magnitudes of up to 2^(bits - 1)
+    return unit.bits >= fmt.bits

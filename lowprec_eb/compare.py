@@ -46,24 +46,6 @@ class ArmResult:
     dense_masks: NDArray[np.bool_] | None  # (epochs, channels) of a dense run with the gamma penalty
 
 
-def check_prices(config: Config) -> None:
-    """Before anything is trained: every precision that an arm has, or may be raised to, can be counted and priced.
-
-    Raises:
-        ValueError: naming the setting, the precision and what has no price.
-    """
-    used = {arm.precision: f"arm {arm.name!r}" for arm in reversed(config.pipelines)}
-    used |= {arm.search: f"arm {arm.name!r}" for arm in reversed(config.pipelines)}
-    if config.training.stability is not None and config.training.stability.raise_to is not None:
-        used.setdefault(config.training.stability.raise_to, "training.stability.raise_to")
-    lab = PlanningLab(config.lab, _task(config.task, config.device), load_profile(config.profile), config.seeds[0])
-    for name, where in used.items():
-        try:
-            lab.price(name)
-        except ValueError as error:
-            raise ValueError(f"{where}: precision {name!r} cannot be priced yet, choose another: {error}") from error
-
-
 def run_folder(config: Config, out: Path) -> Path:
     """Where the report of this comparison goes; its stages are in ``out/stages``."""
     return out / config.run_name

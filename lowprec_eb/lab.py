@@ -246,12 +246,6 @@ class TrainingLab(Lab):
 class PlanningLab(Lab):
     """Predicts. A ticket is assumed at the deadline (the latest it can come) with the ratio in every layer."""
 
-    def price(self, precision: str) -> None:
-        """Count and price the dense model once; raises what counting raises of formats that have no price yet."""
-        model = copy.deepcopy(self._dense)
-        lower(model, self._recipe(precision))
-        estimate(count(model, self.example, training=True), self.profile)
-
     def _run(self, stage: Stage, start: Start, recipe: Precision) -> StageResult:
         model = copy.deepcopy(start.model)
         lower(model, recipe)

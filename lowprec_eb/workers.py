@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from energy_models import LedgerRow
-from lowprec_eb.compare import ArmResult, check_prices, gather, record_run, run_arm
+from lowprec_eb.compare import ArmResult, gather, record_run, run_arm
 from lowprec_eb.config import Config
 from lowprec_eb.lab import ArmSettings
 from lowprec_eb.outcome import DivergedOutcome, Outcome
@@ -31,7 +31,6 @@ def compare(config: Config, out: Path, observer: CompareObserver) -> Comparison:
 
     Stages are kept in ``out/stages``. Killed at any moment, the same call goes on where it was.
     """
-    check_prices(config)
     record_run(config, out)
     # Neighbours in this order share no stage, so that workers rarely wait for each other's.
     jobs = [(seed, arm) for arm in config.pipelines for seed in config.seeds]

@@ -12,7 +12,7 @@ from energy_models.ledger import totals
 from lowprec_eb.checkpoints import write_text
 from lowprec_eb.report.pictures import missing_pictures, write_pictures
 from lowprec_eb.report.sentences import sentences
-from lowprec_eb.report.summary import ArmSummary, Comparison, MaskHistory, Ratio, SeedSummary, Spread, summarise
+from lowprec_eb.report.summary import ArmSummary, Comparison, MaskHistory, SeedSummary, Spread, summarise
 from lowprec_eb.report.table import TABLE_WIDTH, build_plan_table, build_tables, to_csv, to_json
 from lowprec_eb.report.units import Scale
 
@@ -20,7 +20,6 @@ __all__ = [
     "ArmSummary",
     "Comparison",
     "MaskHistory",
-    "Ratio",
     "SeedSummary",
     "Spread",
     "build_plan_table",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from energy_models.energy import Range
 from energy_models.ledger import LedgerRow
 from lowprec_eb.instability import Instability, from_text
 from lowprec_eb.outcome import DivergedOutcome, TicketSummary
 from lowprec_eb.report.roles import Roles, assign_roles, random_pairs
-from lowprec_eb.report.summary import ArmSummary, Comparison, Ratio, Spread, accuracy_difference, summarise
+from lowprec_eb.report.summary import ArmSummary, Comparison, Spread, accuracy_difference, summarise
 from lowprec_eb.report.units import energy_text, ratio_text, three_digits
 
 FIFTH = 0.2
@@ -113,7 +114,7 @@ def _against(winner: ArmSummary, baseline: ArmSummary | None, name: str) -> list
         return []
     if baseline is winner:
         return [f"That arm is {name} itself: no arm of comparable accuracy needs less."]
-    ratio = Ratio.of(winner.energy, baseline.energy)
+    ratio = winner.energy.ratio_to(baseline.energy)
     return [
         f"Against {name} ({baseline.arm}), {winner.arm} needs {ratio_text(ratio, ends=False)} of the energy "
         f"({_ends_text(ratio)}). "
@@ -122,7 +123,7 @@ def _against(winner: ArmSummary, baseline: ArmSummary | None, name: str) -> list
     ]
 
 
-def _separation(a: ArmSummary, b: ArmSummary, ratio: Ratio) -> str:
+def _separation(a: ArmSummary, b: ArmSummary, ratio: Range) -> str:
     if a.energy.high_j < b.energy.low_j or b.energy.high_j < a.energy.low_j:
         return "Their low to high ranges of energy do not even overlap."
     if ratio.high < 1 or ratio.low > 1:
@@ -135,7 +136,7 @@ def _eight_bit_claim(comparison: Comparison, roles: Roles) -> list[str]:
     if ll is None or slimming is None:
         return []
     loss = slimming.test_accuracy.mean - ll.test_accuracy.mean
-    ratio = Ratio.of(ll.energy, slimming.energy)
+    ratio = ll.energy.ratio_to(slimming.energy)
     return [
         f"8-bit early bird ({ll.arm}) against network slimming in fp32 ({slimming.arm}): within "
         f"{_points(comparison.margin)}: {_yes(loss <= comparison.margin + _ROUNDING)}; its test accuracy differs by "
@@ -145,7 +146,7 @@ def _eight_bit_claim(comparison: Comparison, roles: Roles) -> list[str]:
     ]
 
 
-def _ends_text(ratio: Ratio) -> str:
+def _ends_text(ratio: Range) -> str:
     return (
         f"x{three_digits(ratio.low)} to x{three_digits(ratio.high)} over how far operations are fused, the DRAM price "
         "and the operand reuse, the same for both"
@@ -158,7 +159,7 @@ def _component_ratios(arm: ArmSummary, baseline: ArmSummary) -> str:
     return ", ".join(f"{name} x{three_digits(own.nominal / of.nominal)}" for name, own, of in pairs if of.nominal)
 
 
-def _fifth_caveat(ratio: Ratio) -> str:
+def _fifth_caveat(ratio: Range) -> str:
     if ratio.low < FIFTH <= ratio.high:
         return ", so the answer depends on these assumptions"
     return ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from energy_models.estimate import ModelledEnergy
+from energy_models.energy import ModelledEnergy, Range
 from energy_models.ledger import PHASES, LedgerRow, totals
 from lowprec_eb.outcome import DivergedOutcome, Outcome, TicketSummary
 
@@ -108,27 +108,6 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """Energy of an arm over energy of another.
-
-    ``low`` and ``high`` are the smallest and the largest ratio over the corners of the model (fusion, DRAM price and
-    operand reuse, ``ModelledEnergy.corners_j``), each taken for both arms at once: they run on the same chip.
-    """
-
-    low: float
-    nominal: float
-    high: float
-
-    @classmethod
-    def of(cls, energy: ModelledEnergy, baseline: ModelledEnergy) -> Ratio:
-        if min(baseline.nominal_j, *baseline.corners_j) <= 0:
-            raise ValueError(f"a baseline's modelled energy must be positive, got {baseline}; check its ledger's rows")
-        nominal = energy.nominal_j / baseline.nominal_j
-        ratios = [a / b for a, b in zip(energy.corners_j, baseline.corners_j, strict=True)]
-        return cls(min(*ratios, nominal), nominal, max(*ratios, nominal))
-
-
-@dataclass(frozen=True)
 class SeedSummary:
     """One arm, one seed. Shares and accuracies are fractions.
 
@@ -178,8 +157,8 @@ class ArmSummary:
     energy_by_phase: Mapping[str, ModelledEnergy]
     measured_j: float | None
     duration_s: float
-    vs_full: Ratio | None = None
-    vs_slimming: Ratio | None = None
+    vs_full: Range | None = None
+    vs_slimming: Range | None = None
     averaging: str | None = None
     diverged_seeds: tuple[int, ...] = ()
 
@@ -288,6 +267,6 @@ def _mean_energy(energies: list[ModelledEnergy]) -> ModelledEnergy:
 def _with_ratios(arm: ArmSummary, full: ArmSummary | None, slimming: ArmSummary | None) -> ArmSummary:
     return replace(
         arm,
-        vs_full=None if full is None else Ratio.of(arm.energy, full.energy),
-        vs_slimming=None if slimming is None else Ratio.of(arm.energy, slimming.energy),
+        vs_full=None if full is None else arm.energy.ratio_to(full.energy),
+        vs_slimming=None if slimming is None else arm.energy.ratio_to(slimming.energy),
     )

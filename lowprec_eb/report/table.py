@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from energy_models.estimate import ModelledEnergy
+from energy_models.energy import ModelledEnergy
 from energy_models.ledger import PHASES, totals
 from lowprec_eb.checkpoints import write_text
 from lowprec_eb.outcome import DivergedOutcome
@@ -147,8 +147,8 @@ def _energy_table(arms: tuple[ArmSummary, ...], lost: Iterable[str]) -> Table:
     components = [f"{component.removesuffix('_j')}\n{unit}" for component in _COMPONENTS]
     table = _table(
         "Modelled energy, and energy measured by a sensor",
-        "Compute, memory and other are nominal. A ratio's (low-high) is over how far operations are fused, the DRAM "
-        "price and the operand reuse, the same for both arms.",
+        "Compute, memory and other are nominal. A ratio's (low-high) is over what the profile and the schedule leave "
+        "open, the same for both arms.",
     )
     headings = (f"modelled\n{unit}", f"low - high\n{unit}", *components, *_RATIO_HEADINGS, "measured\n[J]")
     _add_columns(table, ("arm",), headings)

@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lowprec_eb.report.summary import Ratio, Spread
+from energy_models.energy import Range
+from lowprec_eb.report.summary import Spread
 
 _PREFIXES = {-12: "p", -9: "n", -6: "u", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P", 18: "E"}
 
@@ -48,7 +49,7 @@ def energy_text(energy_j: float) -> str:
     return f"{scale.text(energy_j)} {scale.prefix}J"
 
 
-def ratio_text(ratio: Ratio, *, ends: bool = True) -> str:
+def ratio_text(ratio: Range, *, ends: bool = True) -> str:
     """As "x0.123 (0.110-0.150)"."""
     nominal = f"x{three_digits(ratio.nominal)}"
     return f"{nominal} ({three_digits(ratio.low)}-{three_digits(ratio.high)})" if ends else nominal

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from energy_models.estimate import CORNERS, ModelledEnergy, Range
+from energy_models.energy import ModelledEnergy, Range
+from energy_models.estimate import CORNERS
 from energy_models.ledger import GEMMS, PHASES, Ledger, LedgerKey, LedgerRow, PhaseTotals, settled, totals
 
 KEY = LedgerKey("run", "dense", "train", 0)
@@ -23,7 +24,7 @@ KEY = LedgerKey("run", "dense", "train", 0)
 
 def modelled(joules: float) -> ModelledEnergy:
     part = Range(joules / 2, joules, joules * 2)
-    return ModelledEnergy(part, part, part, traffic_bytes=part, corners_j=(joules,) * CORNERS)
+    return ModelledEnergy({"compute": part, "dram": part, "other": part}, {"dram": part}, (joules,) * CORNERS)
 
 
 def row(key: LedgerKey = KEY, samples: int = 10, **changes: Any) -> LedgerRow:

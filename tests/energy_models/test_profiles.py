@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from energy_models.profiles import available_profiles, load_profile
+from energy_models.profile_files import available_profiles, load_profile
 
 SHIPPED = Path(__file__).parents[2] / "energy_models" / "profiles" / "45nm.yaml"
 
@@ -12,34 +12,43 @@ SHIPPED = Path(__file__).parents[2] / "energy_models" / "profiles" / "45nm.yaml"
 @pytest.mark.parametrize(
     ("key", "value", "unit"),
     [
-        ("int_add_8", 0.03, "pJ"),
-        ("int_add_32", 0.1, "pJ"),
-        ("int_mult_8", 0.2, "pJ"),
-        ("int_mult_32", 3.1, "pJ"),
-        ("float_add_16", 0.4, "pJ"),
-        ("float_add_32", 0.9, "pJ"),
-        ("float_mult_16", 1.1, "pJ"),
-        ("float_mult_32", 3.7, "pJ"),
-        ("sram", 100, "pJ/64bit"),
-        ("dram", 1950, "pJ/64bit"),
-        ("capacity", 1024, "KiB"),
+        ("arithmetic.int_add_8", 0.03, "pJ"),
+        ("arithmetic.int_add_32", 0.1, "pJ"),
+        ("arithmetic.int_mult_8", 0.2, "pJ"),
+        ("arithmetic.int_mult_32", 3.1, "pJ"),
+        ("arithmetic.float_add_16", 0.4, "pJ"),
+        ("arithmetic.float_add_32", 0.9, "pJ"),
+        ("arithmetic.float_mult_16", 1.1, "pJ"),
+        ("arithmetic.float_mult_32", 3.7, "pJ"),
+        ("memory.buffer.energy", 100, "pJ/64bit"),
+        ("memory.dram.energy", 1950, "pJ/64bit"),
+        ("memory.buffer.capacity", 1024, "KiB"),
         ("operand_reuse", 16, "1"),
     ],
 )
 def test_45nm(key: str, value: float, unit: str) -> None:
-    constant = getattr(load_profile("45nm"), key)
+    constant = load_profile("45nm").constants()[key]
     assert (constant.value, constant.unit) == (value, unit)
     assert constant.source
 
 
 def test_ranges_of_45nm() -> None:
     profile = load_profile("45nm")
-    assert (profile.dram.low, profile.dram.high) == (1300, 2600)
+    dram, buffer = (level.energy for level in profile.memory)
+    assert (dram.low, dram.high) == (1300, 2600)
     assert (profile.operand_reuse.low, profile.operand_reuse.high) == (1, 128)
-    assert (profile.int_mult_8.low, profile.int_mult_8.high) == (0.2, 0.2)
     assert profile.operand_reuse.source.startswith("assumption")
-    assert profile.sram.per_bit().value == 100 / 64
-    assert profile.sram.per_bit().per_bit() == profile.sram.per_bit()
+    assert buffer.per_bit().value == 100 / 64
+    assert buffer.per_bit().per_bit() == buffer.per_bit()
+    assert profile.chip is None
+
+
+@pytest.mark.parametrize("name", available_profiles())
+def test_every_shipped_profile_has_a_source_for_every_constant(name: str) -> None:
+    profile = load_profile(name)
+    assert profile.leaves_out and profile.constants()
+    for constant in profile.constants().values():
+        assert len(constant.source) > 10 and constant.low <= constant.value <= constant.high
 
 
 def test_a_profile_says_what_it_leaves_out() -> None:
@@ -49,9 +58,8 @@ def test_a_profile_says_what_it_leaves_out() -> None:
 
 
 def test_an_unknown_name_lists_the_shipped_profiles() -> None:
-    assert available_profiles() == ("45nm",)
-    with pytest.raises(ValueError, match="no hardware profile '7nm'; available: 45nm"):
-        load_profile("7nm")
+    with pytest.raises(ValueError, match="no hardware profile '3nm'; available: 45nm"):
+        load_profile("3nm")
 
 
 def test_a_path_is_read(tmp_path: Path) -> None:
@@ -63,29 +71,36 @@ def test_a_path_is_read(tmp_path: Path) -> None:
 
 
 SRAM = '{value: 100, unit: pJ/64bit, source: "Horowitz, ISSCC 2014, Computing\'s energy problem (secondary source)"}'
+ARITHMETIC = "arithmetic:\n"
+BUFFER = r"memory\[1\]"
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("sram: {", "sramm: {", r"unknown key 'sramm'; did you mean 'sram'\?"),
-        ("sram: {", "xyzzy: {", "unknown key 'xyzzy'; known: name"),
-        ("sram: {value", "sram: {valeu", r"sram: unknown key 'valeu'; did you mean 'value'\?"),
-        (f"sram: {SRAM}\n", "", "key 'sram' is missing"),
-        (f"sram: {SRAM}", "sram: {value: 100, unit: pJ/64bit}", "sram: 'source' is missing"),
-        (f"sram: {SRAM}", "sram: {value: 100, unit: pJ/64bit, source: ' '}", "sram.source: expected a text"),
-        (f"sram: {SRAM}", "sram: 100", "sram: expected keys and values, found 100"),
-        ("value: 100, unit: pJ/64bit", "value: 100, unit: nJ", "sram: unknown unit 'nJ'; known: pJ"),
-        ("value: 100, unit: pJ/64bit", "value: 100, unit: KiB", "sram: the unit must be pJ/64bit or pJ/bit, not KiB"),
-        ("value: 100,", "value: true,", "sram.value: expected a positive number, found True"),
-        ("value: 100,", "value: -1,", "sram.value: expected a positive number, found -1"),
-        ("value: 100,", "value: .nan,", "sram.value: expected a positive number"),
-        ("low: 1300", "low: 2000", "dram: low <= value <= high does not hold"),
-        ("high: 2600", "high: 1900", "dram: low <= value <= high does not hold"),
+        ("  int_add_8: {", "  int_add_9: {", r"arithmetic: unknown key 'int_add_9'; did you mean 'int_add_8'\?"),
+        (ARITHMETIC, "arithmetics:\n", r"unknown key 'arithmetics'; did you mean 'arithmetic'\?"),
+        (ARITHMETIC, "xyzzy:\n", "unknown key 'xyzzy'; known: name"),
+        (f"energy: {SRAM}", "energy: {valeu: 100}", rf"{BUFFER}.energy: unknown key 'valeu'; did you mean 'value'\?"),
+        (f"    energy: {SRAM}\n", "", rf"{BUFFER}: key 'energy' is missing"),
+        (SRAM, "{value: 100, unit: pJ/64bit}", rf"{BUFFER}.energy: 'source' is missing"),
+        (SRAM, "{value: 100, unit: pJ/64bit, source: ' '}", rf"{BUFFER}.energy.source: expected a text"),
+        (SRAM, "100", rf"{BUFFER}.energy: expected keys and values, found 100"),
+        ("value: 100, unit: pJ/64bit", "value: 100, unit: nJ", rf"{BUFFER}.energy: unknown unit 'nJ'; known: pJ"),
+        ("value: 100, unit: pJ/64bit", "value: 1, unit: KiB", "the unit must be pJ/64bit or pJ/bit, not KiB"),
+        ("value: 100,", "value: true,", rf"{BUFFER}.energy.value: expected a positive number, found True"),
+        ("value: 100,", "value: -1,", rf"{BUFFER}.energy.value: expected a positive number, found -1"),
+        ("value: 100,", "value: .nan,", rf"{BUFFER}.energy.value: expected a positive number"),
+        ("low: 1300", "low: 2000", r"memory\[0\].energy: low <= value <= high does not hold"),
+        ("high: 2600", "high: 1900", r"memory\[0\].energy: low <= value <= high does not hold"),
+        ("  - name: buffer", "  - name: dram", "levels need names of their own"),
+        ("  - name: buffer", "  - name: static", "levels need names of their own"),
+        ("    capacity: {", "    bandwidth: {", rf"{BUFFER}: every level but the first"),
         ("name: 45nm", "name: 45", "name: expected a text"),
-        ("leaves_out:\n", "leaves_out: nothing\nx:\n", "unknown key 'x'"),
         ("name: 45nm", "name: [", "not valid YAML"),
         ("name: 45nm", "name: 45nm\nname: 45nm", "not valid YAML"),
+        ("name: 45nm", "name: 45nm\nunits: {}", "give arithmetic .* or units"),
+        ("name: 45nm", "name: 45nm\nchip: {}", "chip: key 'static_power' is missing"),
     ],
 )
 def test_what_the_loader_refuses(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -93,20 +108,62 @@ def test_what_the_loader_refuses(tmp_path: Path, old: str, new: str, message: st
     assert old in text
     path = tmp_path / "mine.yaml"
     path.write_text(text.replace(old, new))
-    with pytest.raises(ValueError, match=rf"mine\.yaml: {message}"):
+    with pytest.raises(ValueError, match=rf"mine\.yaml: .*{message}"):
         load_profile(path)
 
 
 def test_leaves_out_must_be_a_list(tmp_path: Path) -> None:
     head, _, tail = SHIPPED.read_text().partition("leaves_out:\n")
     path = tmp_path / "mine.yaml"
-    path.write_text(f"{head}leaves_out: nothing\n{tail.partition('int_add_8')[2].join(['int_add_8', ''])}")
+    path.write_text(f"{head}leaves_out: nothing\n{tail[tail.index('arithmetic:') :]}")
     with pytest.raises(ValueError, match=r"mine\.yaml: leaves_out must be a list"):
         load_profile(path)
 
 
-def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("text", "message"), [("", "expected keys and values, found None"), ("[]", "expected keys")])
+def test_an_empty_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("")
-    with pytest.raises(ValueError, match="expected keys and values, found None"):
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_profile(path)
+
+
+CHIP = """
+name: chip
+description: a made-up chip
+leaves_out: [everything real]
+memory:
+  - name: hbm
+    energy: {value: 4, unit: pJ/bit, source: made up for a test}
+    bandwidth: {value: 1000, unit: GB/s, source: made up for a test}
+  - name: cache
+    energy: {value: 1, unit: pJ/bit, source: made up for a test}
+    capacity: {value: 4096, unit: KiB, source: made up for a test}
+operand_reuse: {value: 16, unit: "1", source: made up for a test}
+units:
+  fp32: {energy: {value: 2, unit: pJ, source: made up for a test}, rate: {value: 10, unit: TMAC/s, source: made up}}
+  int8: {energy: {value: 0.5, unit: pJ, source: made up for a test}, rate: {value: 80, unit: TMAC/s, source: made up}}
+chip:
+  static_power: {value: 50, unit: W, low: 40, high: 60, source: made up for a test}
+  utilisation: {value: 0.5, low: 0.25, high: 1, unit: "1", source: made up for a test}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  fp32: {", "  fp33: {", r"units: unknown key 'fp33'; did you mean 'fp32'\?"),
+        ("  fp32: {", "  fp16: {", "units: fp32 is missing"),
+        ("high: 1,", "high: 2,", "a share of the peak is at most 1"),
+        ("bandwidth: {", "capacity: {", "every level but the first"),
+        ("    bandwidth: {value: 1000, unit: GB/s, source: made up for a test}\n", "", "'bandwidth' is missing"),
+        ("TMAC/s", "TFLOP/s", "unknown unit 'TFLOP/s'"),
+    ],
+)
+def test_what_the_loader_refuses_of_a_chip(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "chip.yaml"
+    path.write_text(CHIP)
+    assert load_profile(path).chip is not None
+    path.write_text(CHIP.replace(old, new))
+    with pytest.raises(ValueError, match=message):
         load_profile(path)

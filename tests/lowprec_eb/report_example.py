@@ -40,8 +40,11 @@ def energy(nominal_j: float, bits: int = 32) -> ModelledEnergy:
     parts = [Range(low * share * nominal_j, share * nominal_j, high * share * nominal_j) for share, low, high in shares]
     traffic = Range(*(1e7 * nominal_j * factor for factor in (1, 2, 3)))
     arithmetic = parts[0].nominal + parts[2].nominal
-    corners = tuple(arithmetic + parts[1].nominal * (0.5 + corner / 6) for corner in range(CORNERS))
-    return ModelledEnergy(*parts, traffic_bytes=traffic, corners_j=corners)
+    corners = tuple(
+        arithmetic + parts[1].nominal * (0.5 + corner * 11 / 6 / (CORNERS - 1)) for corner in range(CORNERS)
+    )
+    components = dict(zip(("compute", "dram", "other"), parts, strict=True))
+    return ModelledEnergy(components, {"dram": traffic}, corners)
 
 
 def row(

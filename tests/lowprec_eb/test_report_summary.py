@@ -8,7 +8,7 @@ from report_example import ARMS, energy, example_comparison, outcome, row
 
 from energy_models import ModelledEnergy, Range
 from energy_models.estimate import CORNERS
-from lowprec_eb.report import Comparison, MaskHistory, Ratio, Spread, summarise
+from lowprec_eb.report import Comparison, MaskHistory, Spread, summarise
 from lowprec_eb.report.curves import epoch_curve, mask_distances, mean_curve
 from lowprec_eb.report.summary import accuracy_difference
 
@@ -79,8 +79,8 @@ def test_measured_energy_is_unknown_unless_every_row_has_it(missing: int) -> Non
 def test_baselines_are_the_first_arms_that_are_fp32_throughout() -> None:
     arms = {arm.arm: arm for arm in summarise(example_comparison())}
     full, slimming, ll = arms["full fp32"], arms["slimming fp32"], arms["early-bird LL"]
-    assert full.vs_full == Ratio(1, 1, 1)
-    assert slimming.vs_slimming == Ratio(1, 1, 1)
+    assert full.vs_full == Range(1, 1, 1)
+    assert slimming.vs_slimming == Range(1, 1, 1)
     assert ll.vs_full.nominal == pytest.approx(ll.energy.nominal_j / full.energy.nominal_j)
     corners = [a / b for a, b in zip(ll.energy.corners_j, slimming.energy.corners_j, strict=True)]
     assert (ll.vs_slimming.low, ll.vs_slimming.high) == (min(corners), max(corners))
@@ -92,8 +92,7 @@ def test_baselines_are_the_first_arms_that_are_fp32_throughout() -> None:
 
 
 def modelled(nominal: float, corners: list[float]) -> ModelledEnergy:
-    zero = Range(0, 0, 0)
-    return ModelledEnergy(Range(nominal / 2, nominal, nominal * 2), zero, zero, zero, tuple(corners))
+    return ModelledEnergy({"compute": Range(nominal / 2, nominal, nominal * 2)}, {}, tuple(corners))
 
 
 positive = st.lists(st.floats(1e-9, 1e9), min_size=CORNERS + 1, max_size=CORNERS + 1)
@@ -101,14 +100,14 @@ positive = st.lists(st.floats(1e-9, 1e9), min_size=CORNERS + 1, max_size=CORNERS
 
 @given(positive, positive)
 def test_a_ratio_takes_both_arms_at_the_same_corner_of_the_model(a: list[float], b: list[float]) -> None:
-    ratio = Ratio.of(modelled(a[0], a[1:]), modelled(b[0], b[1:]))
+    ratio = modelled(a[0], a[1:]).ratio_to(modelled(b[0], b[1:]))
     each = [x / y for x, y in zip(a, b, strict=True)]
     assert (ratio.low, ratio.nominal, ratio.high) == (min(each), each[0], max(each))
 
 
 def test_a_baseline_without_energy_is_refused() -> None:
-    with pytest.raises(ValueError, match="must be positive"):
-        Ratio.of(modelled(1, [1] * CORNERS), modelled(1, [0] + [1] * (CORNERS - 1)))
+    with pytest.raises(ValueError, match="above zero"):
+        modelled(1, [1] * CORNERS).ratio_to(modelled(1, [0] + [1] * (CORNERS - 1)))
 
 
 def test_accuracies_are_paired_by_seed() -> None:

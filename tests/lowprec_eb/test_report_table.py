@@ -8,9 +8,9 @@ import pytest
 from report_example import ARMS, example_comparison
 from rich.console import Console
 
+from energy_models import Range
 from lowprec_eb.report import (
     Comparison,
-    Ratio,
     Spread,
     build_tables,
     print_plan,
@@ -168,5 +168,5 @@ def test_one_scale_serves_a_whole_column() -> None:
 def test_percent_and_ratio_text() -> None:
     assert percent_text(Spread(0.972, 0.004, 3)) == "97.20 ± 0.40"
     assert percent_text(Spread(0.972, None, 1)) == "97.20"
-    assert ratio_text(Ratio(0.1, 0.123, 1.5)) == "x0.123 (0.100-1.50)"
-    assert ratio_text(Ratio(0.1, 0.123, 1.5), ends=False) == "x0.123"
+    assert ratio_text(Range(0.1, 0.123, 1.5)) == "x0.123 (0.100-1.50)"
+    assert ratio_text(Range(0.1, 0.123, 1.5), ends=False) == "x0.123"

@@ -377,5 +377,5 @@ def test_every_row_of_the_average_is_priced_by_its_counts(tiny, task, tmp_path):
     """Three epochs of one update each are priced alike, and their sum is that of three updates."""
     result = trained(with_averaging(tiny, SWALP), task, tmp_path)
     *updates, last = rows(result, "average")
-    assert len({row.modelled for row in updates}) == 1 and len(updates) == 3
+    assert all(row.modelled == updates[0].modelled for row in updates) and len(updates) == 3
     assert 0 < updates[0].modelled.nominal_j < last.modelled.nominal_j < rows(result, "train")[0].modelled.nominal_j

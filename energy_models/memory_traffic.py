@@ -1,0 +1,113 @@
+"""How many bits cross each level of a memory hierarchy, under three assumptions named by the ends of a range.
+
+What is known of a program's schedule decides how often a tensor travels. Three choices stand for what is not known:
+
+- "low": compulsory traffic. A GEMM's operands and result cross each level once; element operations stay on chip.
+- "nominal": tiling. A GEMM moves, into a level that holds S operands of mean width, at least 2*m*n*k/sqrt(S) of them,
+  the I/O lower bound of matrix multiplication (Hong and Kung, STOC 1981); it ignores that im2col rows overlap. Each
+  activation and error is also written before it can be read, once, at its stored bits; normalisations read their
+  inputs, those saved for the backward pass too; element-wise operations and quantizers ride along with their
+  neighbours; the optimizer moves its tensors.
+- "high": no reuse. Buffers keep nothing, so what the multipliers ask for (each operand for `operand_reuse` products)
+  travels all the way from DRAM; every element operation goes through DRAM on its own.
+
+What enters a level was read one level further out: the energy of a level counts both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from energy_models.counts import ElementOps, Gemm, OpCounts
+from energy_models.profiles import HardwareProfile
+
+_RIDES_ALONG = frozenset({"relu", "max_pool", "avg_pool", "elementwise", "softmax", "loss", "sum", "quantizer"})
+_READS_ITS_INPUTS = frozenset({"batch_norm"})
+
+
+@dataclass(frozen=True)
+class _GemmBits:
+    """What the traffic of one GEMM is made of, in bits, `times` included."""
+
+    compulsory: float
+    tiled: tuple[float, ...]  # into each level inside the first
+    written: float  # activations and errors that must be there first
+    result: float
+    fetched: float  # the operands of every MAC
+
+
+@dataclass(frozen=True)
+class _ElementBits:
+    """Element operations: bits through DRAM under each assumption, and all that they read and write."""
+
+    to_dram: dict[str, int]
+    moved: int
+
+
+class Traffic:
+    """The bits of `counts` on the memories of `profile`, under any assumption and any operand reuse."""
+
+    def __init__(self, counts: OpCounts, profile: HardwareProfile) -> None:
+        self._levels, self._own_reuse = len(profile.memory), profile.operand_reuse.value
+        trained = {gemm.layer for gemm in counts.gemms if gemm.gemm == "grad_weight"}
+        capacities = [level.capacity.value * 8192 for level in profile.memory if level.capacity is not None]
+        self._gemms = [_gemm_bits(gemm, capacities, gemm.layer in trained) for gemm in counts.gemms]
+        self._elements = _element_bits(counts.element_ops)
+
+    def into_levels(self, end: str, reuse: float) -> list[float]:
+        """Bits that cross into each level but the first, then those that the multipliers fetch from the last."""
+        crossing = [0.0] * self._levels
+        for gemm in self._gemms:
+            asked = gemm.fetched / self._own_reuse + gemm.result
+            for level, tiled in enumerate(gemm.tiled):
+                written = gemm.written if level == 0 and end != "low" else 0.0
+                crossing[level] += _into(gemm, tiled, asked, end) + written
+            crossing[-1] += gemm.fetched / reuse
+        return crossing
+
+    def per_level(self, end: str, reuse: float) -> list[float]:
+        """Bits read and written at each level, from DRAM inwards."""
+        crossing = self.into_levels(end, reuse)
+        bits = [crossing[0], *(outer + inner for outer, inner in pairwise(crossing))]
+        to_dram = self._elements.to_dram[end]
+        bits[0] += to_dram
+        if self._levels > 1:  # what goes to DRAM passes the buffer, and so does what stays on chip
+            bits[1] += self._elements.moved
+        return bits
+
+
+def _into(gemm: _GemmBits, tiled: float, asked: float, end: str) -> float:
+    if end == "low":
+        return gemm.compulsory
+    return tiled if end == "nominal" else max(tiled, asked)
+
+
+def _gemm_bits(gemm: Gemm, capacities: list[float], trained: bool) -> _GemmBits:
+    result = gemm.result_elements * gemm.result_bits
+    compulsory = gemm.traffic_bits / gemm.times if gemm.times else 0
+    width = (gemm.a.bits + gemm.b.bits) / 2
+    products = gemm.macs / gemm.times if gemm.times else 0
+    tiled = [max(compulsory, 2 * products / math.sqrt(size / width) * width + result) for size in capacities]
+    first_readers = {"activation": "output", "error": "grad_weight" if trained else "grad_input"}
+    written = sum(side.stored_bits for side in (gemm.a, gemm.b) if first_readers.get(side.name) == gemm.gemm)
+    return _GemmBits(
+        compulsory * gemm.times,
+        tuple(bits * gemm.times for bits in tiled),
+        written * gemm.times,
+        result * gemm.times,
+        gemm.macs * (gemm.a.bits + gemm.b.bits),
+    )
+
+
+def _element_bits(ops: Iterable[ElementOps]) -> _ElementBits:
+    nominal = high = 0
+    for op in ops:
+        high += op.traffic_bits
+        if op.kind in _READS_ITS_INPUTS:
+            nominal += op.read_bits * op.times
+        elif op.kind not in _RIDES_ALONG:
+            nominal += op.traffic_bits
+    return _ElementBits({"low": 0, "nominal": nominal, "high": high}, high)
