@@ -11,8 +11,10 @@ Memory, two levels. What goes to DRAM is a choice of how operations are fused, a
 
 - "fused": a GEMM reads its operands and writes its result once; element ops stay on chip. The low end.
 - "chained": a GEMM also needs each activation and error written before it can be read, once, at its stored bits;
-  batch norm reads its inputs, the one it saved for backward too; element-wise ops and quantizers (a block is a sample
-  or a channel, and fits on chip) ride along with their neighbours; the optimizer moves its tensors. Nominal.
+  batch norm reads its inputs, the one it saved for backward too, and a gather what it takes; a smooth activation or a
+  norm over a row writes its input for backward; scatters, tables and sorts move all they touch; element-wise ops and
+  quantizers (a block is a sample or a channel, and fits on chip) ride along with their neighbours; the optimizer moves
+  its tensors. Nominal.
 - "unfused": every element op reads and writes through DRAM on its own on top of that. The high end.
 
 "chained" and "unfused" take for a GEMM the lower bound of Hong and Kung (STOC 1981) for the chip's buffer, if that is
@@ -43,8 +45,23 @@ FUSIONS: tuple[Fusion, ...] = ("fused", "chained", "unfused")
 CORNERS = len(FUSIONS) * 2 * 2
 _INTEGER_KINDS = ("block_float", "fixed_point")
 _PRICED_KINDS = ("float", *_INTEGER_KINDS)
-_RIDES_ALONG = frozenset({"relu", "max_pool", "avg_pool", "elementwise", "softmax", "loss", "sum", "quantizer"})
-_READS_ITS_INPUTS = frozenset({"batch_norm"})
+# Kinds by what goes to DRAM when "chained"; all others (scatters, sorts, optimizers, ...) move all that they touch.
+_RIDES_ALONG = frozenset(
+    {
+        *("relu", "leaky_relu", "hardtanh", "hardsigmoid", "shrink", "elu", "sigmoid", "tanh", "lstm_cell", "gru_cell"),
+        *("max_pool", "avg_pool", "interpolation", "elementwise", "dropout", "softmax", "loss", "quantizer"),
+        *("sum", "max", "statistics", "weight_norm"),
+    }
+)
+_READS_ITS_INPUTS = frozenset({"batch_norm", "gather"})
+# Rides along forward. Backward takes the error, which rides along, and the input, which was written for it and is read:
+# two passes over one of the two tensors that it takes.
+_KEEPS_ITS_INPUT = frozenset(
+    {
+        *("gelu", "silu", "glu", "mish", "softplus", "log_sigmoid", "hardswish", "prelu"),
+        *("layer_norm", "group_norm", "rms_norm"),
+    }
+)
 _SIGNIFICAND_FP16, _SIGNIFICAND_FP32 = 11, 24
 _PJ = 1e-12
 
@@ -212,10 +229,13 @@ def _gemm_dram_bits(gemm: Gemm, fusion: Fusion, capacity_bits: float, trained: b
 
 
 def _element_ops_dram_bits(op: ElementOps, fusion: Fusion) -> int:
-    if fusion == "fused" or (fusion == "chained" and op.kind in _RIDES_ALONG):
+    if fusion == "fused":
         return 0
-    if fusion == "chained" and op.kind in _READS_ITS_INPUTS:
-        return op.read_bits
+    if fusion == "chained":
+        if op.kind in _RIDES_ALONG or (op.kind in _KEEPS_ITS_INPUT and op.part != "backward"):
+            return 0
+        if op.kind in _READS_ITS_INPUTS or op.kind in _KEEPS_ITS_INPUT:
+            return op.read_bits
     return op.read_bits + op.write_bits
 
 

@@ -136,7 +136,7 @@ def _run_on_meta(func: Any, args: Sequence[Any], kwargs: dict[str, Any], device:
     try:
         results = _call_on_meta(func, args, kwargs, originals)
     except NotImplementedError as error:
-        raise NeedsValues(str(error).partition("\n")[0]) from error
+        raise NeedsValues(_why(func, error)) from error
     return _wrapped(results, originals, torch.device(device))
 
 
@@ -151,6 +151,12 @@ def _same_as_all(args: Sequence[Any]) -> Ghost | None:
         ):
             return None
     return first if first.is_floating_point() else None
+
+
+def _why(func: Any, error: NotImplementedError) -> str:
+    if torch.Tag.dynamic_output_shape in func.tags:
+        return "how large its result is depends on the values"
+    return str(error).partition("\n")[0].partition(". ")[0]
 
 
 def _indices(index: Tensor | None) -> Sequence[Tensor | None]:
