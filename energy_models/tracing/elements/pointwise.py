@@ -100,7 +100,7 @@ def _polar(call: Call) -> ElementOps:
 _SPECIAL_FUNCTIONS = (
     *("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal", "erf", "erfc", "erfinv"),
     *("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "atan2"),
-    *("lgamma", "digamma", "polygamma", "special_i0", "special_i1", "special_ndtri", "special_erfcx", "angle"),
+    *("lgamma", "digamma", "polygamma", "special_i0e", "special_i1", "special_ndtri", "special_erfcx", "angle"),
 )
 _ONE_COMPARE = (
     *("eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isneginf", "isposinf", "signbit", "where", "masked_fill"),

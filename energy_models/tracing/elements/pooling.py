@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -174,25 +175,22 @@ _NEAREST_FORMS = tuple(f"{form}{rank}d" for form in ("upsample_nearest", "_upsam
 _PADDINGS = tuple(f"{form}_pad{rank}d" for form in ("reflection", "replication") for rank in "123")
 
 
-def _of_rank(rank: int) -> dict[str, ElementFormula]:
-    return {
-        f"max_pool{rank}d": _max_pool(rank),
-        f"max_pool{rank}d_with_indices": _max_pool(rank),
-        f"max_pool{rank}d_with_indices_backward": _max_pool_backward,
-        f"fractional_max_pool{rank}d": _max_pool(rank),
-        f"fractional_max_pool{rank}d_backward": _max_pool_backward,
-        f"adaptive_max_pool{rank}d": _adaptive_max_pool(rank),
-        f"adaptive_max_pool{rank}d_backward": _max_pool_backward,
-        f"avg_pool{rank}d": _avg_pool(rank),
-        f"avg_pool{rank}d_backward": _avg_pool_backward(rank),
-        f"_adaptive_avg_pool{rank}d": _adaptive_avg_pool(rank),
-        f"_adaptive_avg_pool{rank}d_backward": _adaptive_avg_pool_backward(rank),
-        f"adaptive_avg_pool{rank}d": _adaptive_avg_pool(rank),
-    }
-
+# By name with the ranks that there are: one-dimensional pooling is two-dimensional on a row.
+_RANKED: dict[str, tuple[tuple[int, ...], Callable[[int], ElementFormula]]] = {
+    "max_pool{}d_with_indices": ((2, 3), _max_pool),
+    "fractional_max_pool{}d": ((2, 3), _max_pool),
+    "adaptive_max_pool{}d": ((2, 3), _adaptive_max_pool),
+    "max_pool{}d_with_indices_backward": ((2, 3), lambda rank: _max_pool_backward),
+    "fractional_max_pool{}d_backward": ((2, 3), lambda rank: _max_pool_backward),
+    "adaptive_max_pool{}d_backward": ((2, 3), lambda rank: _max_pool_backward),
+    "avg_pool{}d": ((1, 2, 3), _avg_pool),
+    "avg_pool{}d_backward": ((2, 3), _avg_pool_backward),
+    "_adaptive_avg_pool{}d": ((2, 3), _adaptive_avg_pool),
+    "_adaptive_avg_pool{}d_backward": ((2, 3), _adaptive_avg_pool_backward),
+}
 
 _NAMED: dict[str, ElementFormula] = {
-    **{name: formula for rank in (1, 2, 3) for name, formula in _of_rank(rank).items()},
+    **{name.format(rank): of_rank(rank) for name, (ranks, of_rank) in _RANKED.items() for rank in ranks},
     **{name: each("interpolation") for name in _NEAREST_FORMS},
     **{f"{name}_backward": each("interpolation", fp_add=1, of="grad_output") for name in _NEAREST_FORMS},
     **{f"upsample_{name}": _interpolated(taps) for name, taps in _TAPS.items()},

@@ -14,15 +14,15 @@ _NOT_READ: dict[str, tuple[str, ...]] = {
     **{
         f"aten::{name}{rank}d_backward": _SHAPE_ALONE
         for rank in "123"
-        for name in ("avg_pool", "_adaptive_avg_pool", "adaptive_max_pool", "fractional_max_pool")
+        for name in (
+            *("avg_pool", "_adaptive_avg_pool", "adaptive_max_pool", "fractional_max_pool"),
+            *("reflection_pad", "replication_pad"),
+        )
     },
     **{f"aten::max_pool{rank}d_with_indices_backward": _SHAPE_ALONE for rank in "23"},
-    **{f"aten::{name}_pad{rank}d_backward": _SHAPE_ALONE for rank in "123" for name in ("reflection", "replication")},
     "aten::nll_loss_backward": _SHAPE_ALONE,
     "aten::nll_loss2d_backward": _SHAPE_ALONE,
-    "aten::_log_softmax_backward_data": (),
     "aten::native_layer_norm_backward": ("bias",),
-    "aten::_embedding_bag_per_sample_weights_backward": ("weight",),
     # Sums go into zeros that were made for them, or are held on chip: the result is written once.
     **dict.fromkeys(
         ("aten::scatter_add", "aten::scatter_reduce", "aten::scatter", "aten::index_add", "aten::index_reduce"),
