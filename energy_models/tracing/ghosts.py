@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from energy_models.tracing.shapes import ELEMENTWISE, META, SHAPES
 
@@ -75,7 +76,7 @@ def run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     if func is torch.ops.prim.device.default:
         return args[0].stands_for
     given = (*args, *kwargs.values())
-    device = next((ghost.stands_for for ghost in _ghosts(given)), None)
+    device = next((tensor.device for tensor in _tensors(given) if not _is_known(tensor)), None)
     if device is not None:
         return _run_on_meta(func, args, kwargs, kwargs.get("device") or device)
     if _is_small(func, args, kwargs, given):
@@ -83,14 +84,25 @@ def run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     return _run_on_meta(func, args, kwargs, kwargs.get("device") or _device_of(given))
 
 
-def _ghosts(values: Any) -> list[Ghost]:
-    found: list[Ghost] = []
-    for value in values:
-        if isinstance(value, Ghost):
-            found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found += _ghosts(value)
-    return found
+_written_to: dict[int, StorageWeakRef] = {}  # storages of tensors whose values were known, until a ghost was copied in
+
+
+def _is_known(x: Tensor) -> bool:
+    if isinstance(x, Ghost):
+        return False
+    if not _written_to or x.layout != torch.strided:
+        return True
+    found = _written_to.get(x.untyped_storage()._cdata)
+    return found is None or found.expired()
+
+
+def _forget(x: Tensor) -> None:
+    """Take the values of `x`, and of all that share its storage, for unknown."""
+    if not isinstance(x, Ghost) and x.layout == torch.strided:
+        for key in [key for key, storage in _written_to.items() if storage.expired()]:
+            del _written_to[key]
+        storage = x.untyped_storage()
+        _written_to[storage._cdata] = StorageWeakRef(storage)
 
 
 def _tensors(values: Any) -> list[Tensor]:
@@ -123,7 +135,7 @@ def _is_small(func: Any, args: Sequence[Any], kwargs: dict[str, Any], given: Seq
 
 def _run_on_meta(func: Any, args: Sequence[Any], kwargs: dict[str, Any], device: torch.device) -> Any:
     if torch.Tag.inplace_view in func.tags:
-        return _reshape_in_place(func, args, kwargs)
+        return _reshape_in_place(func, args, kwargs) if isinstance(args[0], Ghost) else func(*args, **kwargs)
     if func is aten._local_scalar_dense.default:
         raise NeedsValues("it asks for the number that a tensor holds")
     if func in SHAPES:
@@ -161,7 +173,7 @@ def _why(func: Any, error: NotImplementedError) -> str:
 
 def _indices(index: Tensor | None) -> Sequence[Tensor | None]:
     """A known mask as the indices that it selects; the shape of what it selects is known then."""
-    if index is None or isinstance(index, Ghost) or index.dtype not in (torch.bool, torch.uint8):
+    if index is None or not _is_known(index) or index.dtype not in (torch.bool, torch.uint8):
         return (index,)
     return index.nonzero(as_tuple=True)
 
@@ -197,7 +209,10 @@ def _wrapped(results: Any, originals: dict[int, Tensor], device: torch.device) -
         if not results.is_meta:
             return results
         original = originals.get(id(results))
-        return Ghost(results, device) if original is None else original
+        if original is None:
+            return Ghost(results, device)
+        _forget(original)  # written to in place
+        return original
     if isinstance(results, (list, tuple)):
         return type(results)(_wrapped(result, originals, device) for result in results)
     return results

@@ -71,6 +71,21 @@ def _sparse_reduce_backward(sparse: Tensor, error: Any, dense: Any, reduce: str,
     return sparse if mask[0] else None, _like(dense) if mask[1] else None
 
 
+def _lstm_cell(x_gates: Any, h_gates: Any, cell: Any, *_: Any) -> Any:
+    return _like(cell), _like(cell), _like(x_gates)
+
+
+def _gru_cell(x_gates: Any, h_gates: Any, state: Any, *_: Any) -> Any:
+    kept = torch.empty(state.shape[0], 5 * state.shape[1], dtype=state.dtype, device=META)
+    return _like(state), kept
+
+
+def _gru_cell_backward(error: Any, kept: Any, has_bias: bool) -> Any:
+    gates = torch.empty(error.shape[0], 3 * error.shape[1], dtype=error.dtype, device=META)
+    bias = gates[0] if has_bias else None
+    return gates, _like(gates), _like(error), bias, _like(bias) if has_bias else None
+
+
 # Operators that return what their floating-point operands are like. torch finds that out by its Python decompositions,
 # which are slow and import its compiler.
 ELEMENTWISE = frozenset(
@@ -89,6 +104,9 @@ SHAPES: dict[Any, Callable[..., Any]] = {
     aten._ctc_loss_backward.Tensor: lambda error, log_probs, *_: _like(log_probs),
     aten.multi_margin_loss_backward.default: lambda error, x, *_: _like(x),
     aten.multilabel_margin_loss_backward.default: lambda error, x, *_: _like(x),
+    aten._thnn_fused_lstm_cell.default: _lstm_cell,
+    aten._thnn_fused_gru_cell.default: _gru_cell,
+    aten._thnn_fused_gru_cell_backward.default: _gru_cell_backward,
     aten._grouped_mm.default: _grouped_mm,
     aten._sparse_mm_reduce_impl.default: _sparse_reduce,
     aten._sparse_mm_reduce_impl_backward.default: _sparse_reduce_backward,

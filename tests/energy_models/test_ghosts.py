@@ -60,6 +60,20 @@ def test_autocast_casts_by_the_device_that_is_stood_for() -> None:
     assert (gemm.a.bits, gemm.b.bits, gemm.result_bits) == (16, 16, 16)
 
 
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
+def test_recurrent_cells_of_a_gpu_have_their_shapes(layer: type[nn.Module]) -> None:
+    gates = {nn.LSTM: 4, nn.GRU: 3}[layer] * 16
+    x, h, state = (ghost_of(torch.zeros(3, width)) for width in (gates, gates, 16))
+    if layer is nn.LSTM:
+        found = torch.ops.aten._thnn_fused_lstm_cell(x, h, state)
+        assert [tuple(t.shape) for t in found] == [(3, 16), (3, 16), (3, 64)]
+    else:
+        found = torch.ops.aten._thnn_fused_gru_cell(x, h, state)
+        assert [tuple(t.shape) for t in found] == [(3, 16), (3, 80)]
+        back = torch.ops.aten._thnn_fused_gru_cell_backward(found[0], found[1], True)
+        assert [tuple(t.shape) for t in back] == [(3, 48), (3, 48), (3, 16), (48,), (48,)]
+
+
 def test_indices_keep_their_values() -> None:
     edges = torch.tensor([[0, 1, 1], [2, 0, 6]])
     nodes, degrees, picked = results(
@@ -141,11 +155,20 @@ def test_a_model_on_the_meta_device_takes_no_memory() -> None:
     assert counts.macs["output"] == 2 * ((1 << 36) + (1 << 20))
 
 
+def filled(x: Tensor) -> Tensor:
+    """Known at first, then written to through a view."""
+    known = torch.zeros(x.shape)
+    known[0] = x[0]
+    return known
+
+
 @pytest.mark.parametrize(
     ("function", "operator", "reason"),
     [
         (lambda x: x * x.max().item(), "_local_scalar_dense", "asks for the number"),
         (lambda x: x if x.sum() > 0 else -x, "_local_scalar_dense", "asks for the number"),
+        (lambda x: x * filled(x).max().item(), "_local_scalar_dense", "asks for the number"),
+        (lambda x: x[filled(x) > 0], "aten.index.Tensor", "how large its result is"),
         (lambda x: x[x > 0], "aten.index.Tensor", "how large its result is"),
         (lambda x: (x > 0).nonzero(), "aten.nonzero", "how large its result is"),
     ],

@@ -38,10 +38,10 @@ _COPIES = _named(
     sparse_compressed_tensor _convert_indices_from_coo_to_csr _convert_indices_from_csr_to_coo _efficientzerotensor
     """
 )
-# Of truth values and integers, and what Python asks about a tensor.
+# Of truth values and integers, how often each occurs, and what Python asks about a tensor.
 _QUESTIONS = _named(
     """
-    all any allclose equal nonzero is_coalesced isin _local_scalar_dense
+    all any allclose equal nonzero bincount histc is_coalesced isin _local_scalar_dense
     bitwise_and bitwise_or bitwise_not bitwise_xor bitwise_left_shift bitwise_right_shift __and__ __or__ __xor__
     __lshift__ __rshift__
     _assert_async _assert_scalar _assert_tensor_metadata _linalg_check_errors
