@@ -97,7 +97,7 @@ def _twin(model: nn.Module, example_inputs: Any, values: bool) -> tuple[nn.Modul
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
     inputs = dict(inputs) if isinstance(inputs, Mapping) else tuple(inputs)
     if values:
-        return _copied(plain, {}), copy.deepcopy(inputs)
+        return _copied(plain, {}), tree_map_only(Tensor, _own_copy, inputs)
     device = _device(plain, inputs)
     # deepcopy takes whatever the memo already holds for an object's id: giving it ghosts first copies the structure and
     # no values. Tensors kept as plain attributes are replaced too.
@@ -141,6 +141,10 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         raise ValueError(
             f"a count works on a copy of the model, and {type(model).__name__} cannot be deep-copied: {error}"
         ) from error
+
+
+def _own_copy(x: Tensor) -> Tensor:
+    return x.detach().clone().requires_grad_(x.requires_grad)  # deepcopy fails on sparse rows
 
 
 def _keeps_values(x: Tensor) -> bool:

@@ -5,9 +5,10 @@ What is known of a program's schedule decides how often a tensor travels. Three 
 - "low": compulsory traffic. A GEMM's operands and result cross each level once; element operations stay on chip.
 - "nominal": tiling. A GEMM moves, into a level that holds S operands of mean width, at least 2*m*n*k/sqrt(S) of them,
   the I/O lower bound of matrix multiplication (Hong and Kung, STOC 1981); it ignores that im2col rows overlap. Each
-  activation and error is also written before it can be read, once, at its stored bits; normalisations read their
-  inputs, those saved for the backward pass too; element-wise operations and quantizers ride along with their
-  neighbours; the optimizer moves its tensors.
+  activation and error is also written before it can be read, once, at its stored bits. Batch normalisation reads its
+  inputs, the one it saved for the backward pass too, and a gather what it takes; a smooth activation or a norm over a
+  row writes its input for the backward pass; scatters, tables, sorts and the optimizer move all that they touch;
+  element-wise operations and quantizers (a block fits on chip) ride along with their neighbours.
 - "high": no reuse. Buffers keep nothing, so what the multipliers ask for (each operand for `operand_reuse` products)
   travels all the way from DRAM; every element operation goes through DRAM on its own.
 
@@ -24,8 +25,23 @@ from itertools import pairwise
 from energy_models.counts import ElementOps, Gemm, OpCounts
 from energy_models.profiles import HardwareProfile
 
-_RIDES_ALONG = frozenset({"relu", "max_pool", "avg_pool", "elementwise", "softmax", "loss", "sum", "quantizer"})
-_READS_ITS_INPUTS = frozenset({"batch_norm"})
+# Kinds by what goes to DRAM in the nominal case; all others (scatters, sorts, optimizers, ...) move all they touch.
+_RIDES_ALONG = frozenset(
+    {
+        *("relu", "leaky_relu", "hardtanh", "hardsigmoid", "shrink", "elu", "sigmoid", "tanh", "lstm_cell", "gru_cell"),
+        *("max_pool", "avg_pool", "interpolation", "elementwise", "dropout", "softmax", "loss"),
+        *("sum", "max", "statistics", "weight_norm", "quantizer", "running_range", "rotation"),
+    }
+)
+_READS_ITS_INPUTS = frozenset({"batch_norm", "gather"})
+# Rides along forward. Backward takes the error, which rides along, and the input, which was written for it and is read:
+# two passes over one of the two tensors that it takes.
+_KEEPS_ITS_INPUT = frozenset(
+    {
+        *("gelu", "silu", "glu", "mish", "softplus", "log_sigmoid", "hardswish", "prelu"),
+        *("layer_norm", "group_norm", "rms_norm"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -106,8 +122,8 @@ def _element_bits(ops: Iterable[ElementOps]) -> _ElementBits:
     nominal = high = 0
     for op in ops:
         high += op.traffic_bits
-        if op.kind in _READS_ITS_INPUTS:
+        if op.kind in _READS_ITS_INPUTS or (op.kind in _KEEPS_ITS_INPUT and op.part == "backward"):
             nominal += op.read_bits * op.times
-        elif op.kind not in _RIDES_ALONG:
+        elif op.kind not in _RIDES_ALONG | _KEEPS_ITS_INPUT:
             nominal += op.traffic_bits
     return _ElementBits({"low": 0, "nominal": nominal, "high": high}, high)

@@ -76,6 +76,6 @@ Formula = Callable[[Call], Iterable[Product | ElementOps]]
 
 
 def float_bits(values: Iterable[Any]) -> int:
-    """Bits of the floating-point tensors among `values`."""
-    tensors = (value for value in values if isinstance(value, Tensor) and value.is_floating_point())
+    """Bits of the real and complex tensors among `values`."""
+    tensors = (x for x in values if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()))
     return sum(tensor.numel() * tensor.element_size() * 8 for tensor in tensors)

@@ -7,17 +7,18 @@ else keeps its values as long as it is small and made from no ghost: indices of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from energy_models.tracing.shapes import ELEMENTWISE, META, SHAPES
 
 MAX_KNOWN_FLOATS = 1 << 20  # elements of a tensor whose values are kept
 MAX_KNOWN_INTEGERS = 1 << 26
 _SURELY_SMALL = 1 << 12  # elements of an operand: not even an outer product of two is too large to keep
-_META = torch.device("meta")
-
 
 aten = torch.ops.aten
 
@@ -52,7 +53,7 @@ class Ghost(Tensor):
 def ghost_of(x: Tensor, device: torch.device | None = None) -> Tensor:
     """A ghost of `x`'s shape, strides, type, `requires_grad` and device; `device` is what a meta tensor stands for."""
     stands_for = x.device if device is None or not x.is_meta else device
-    ghost = Ghost(torch.empty_like(x, device=_META, requires_grad=False), stands_for)
+    ghost = Ghost(torch.empty_like(x, device=META, requires_grad=False), stands_for)
     ghost.requires_grad_(x.requires_grad)
     if isinstance(x, nn.Parameter):
         ghost._is_param = True  # what isinstance(_, nn.Parameter) asks
@@ -75,7 +76,7 @@ def run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     if func is torch.ops.prim.device.default:
         return args[0].stands_for
     given = (*args, *kwargs.values())
-    device = next((ghost.stands_for for ghost in _ghosts(given)), None)
+    device = next((tensor.device for tensor in tensors_of(given) if not _is_known(tensor)), None)
     if device is not None:
         return _run_on_meta(func, args, kwargs, kwargs.get("device") or device)
     if _is_small(func, args, kwargs, given):
@@ -83,14 +84,25 @@ def run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     return _run_on_meta(func, args, kwargs, kwargs.get("device") or _device_of(given))
 
 
-def _ghosts(values: Any) -> list[Ghost]:
-    found: list[Ghost] = []
-    for value in values:
-        if isinstance(value, Ghost):
-            found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found += _ghosts(value)
-    return found
+_written_to: dict[int, StorageWeakRef] = {}  # storages of tensors whose values were known, until a ghost was copied in
+
+
+def _is_known(x: Tensor) -> bool:
+    if isinstance(x, Ghost):
+        return False
+    if not _written_to or x.layout != torch.strided:
+        return True
+    found = _written_to.get(x.untyped_storage()._cdata)
+    return found is None or found.expired()
+
+
+def _forget(x: Tensor) -> None:
+    """Take the values of `x`, and of all that share its storage, for unknown."""
+    if not isinstance(x, Ghost) and x.layout == torch.strided:
+        for key in [key for key, storage in _written_to.items() if storage.expired()]:
+            del _written_to[key]
+        storage = x.untyped_storage()
+        _written_to[storage._cdata] = StorageWeakRef(storage)
 
 
 def tensors_of(values: Any) -> list[Tensor]:
@@ -124,7 +136,7 @@ def _is_small(func: Any, args: Sequence[Any], kwargs: dict[str, Any], given: Seq
 
 def _run_on_meta(func: Any, args: Sequence[Any], kwargs: dict[str, Any], device: torch.device) -> Any:
     if torch.Tag.inplace_view in func.tags:
-        return _reshape_in_place(func, args, kwargs)
+        return _reshape_in_place(func, args, kwargs) if isinstance(args[0], Ghost) else func(*args, **kwargs)
     if func is aten._local_scalar_dense.default:
         raise NeedsValues("it asks for the number that a tensor holds")
     if func in SHAPES:
@@ -137,7 +149,7 @@ def _run_on_meta(func: Any, args: Sequence[Any], kwargs: dict[str, Any], device:
     try:
         results = _call_on_meta(func, args, kwargs, originals)
     except NotImplementedError as error:
-        raise NeedsValues(str(error).partition("\n")[0]) from error
+        raise NeedsValues(_why(func, error)) from error
     return _wrapped(results, originals, torch.device(device))
 
 
@@ -154,9 +166,15 @@ def _same_as_all(args: Sequence[Any]) -> Ghost | None:
     return first if first.is_floating_point() else None
 
 
+def _why(func: Any, error: NotImplementedError) -> str:
+    if torch.Tag.dynamic_output_shape in func.tags:
+        return "how large its result is depends on the values"
+    return str(error).partition("\n")[0].partition(". ")[0]
+
+
 def _indices(index: Tensor | None) -> Sequence[Tensor | None]:
     """A known mask as the indices that it selects; the shape of what it selects is known then."""
-    if index is None or isinstance(index, Ghost) or index.dtype not in (torch.bool, torch.uint8):
+    if index is None or not _is_known(index) or index.dtype not in (torch.bool, torch.uint8):
         return (index,)
     return index.nonzero(as_tuple=True)
 
@@ -175,7 +193,7 @@ def _call_on_meta(func: Any, args: Sequence[Any], kwargs: dict[str, Any], origin
     kept: list[Tensor] = []  # so that no id is given out twice
     named = {name: stand_in(value) for name, value in kwargs.items()}
     if named.get("device") is not None:
-        named["device"] = _META
+        named["device"] = META
     return func(*map(stand_in, args), **named)
 
 
@@ -183,8 +201,8 @@ def _like_on_meta(x: Tensor) -> Tensor:
     if isinstance(x, Ghost):
         return x.on_meta
     if x.layout == torch.strided:
-        return torch.empty_like(x, device=_META)
-    return torch.empty(x.shape, dtype=x.dtype, device=_META)  # its product with a dense tensor is dense
+        return torch.empty_like(x, device=META)
+    return torch.empty(x.shape, dtype=x.dtype, device=META)  # its product with a dense tensor is dense
 
 
 def _wrapped(results: Any, originals: dict[int, Tensor], device: torch.device) -> Any:
@@ -192,7 +210,10 @@ def _wrapped(results: Any, originals: dict[int, Tensor], device: torch.device) -
         if not results.is_meta:
             return results
         original = originals.get(id(results))
-        return Ghost(results, device) if original is None else original
+        if original is None:
+            return Ghost(results, device)
+        _forget(original)  # written to in place
+        return original
     if isinstance(results, (list, tuple)):
         return type(results)(_wrapped(result, originals, device) for result in results)
     return results
@@ -205,46 +226,3 @@ def _reshape_in_place(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) ->
     with torch._C._DisableTorchDispatch():
         func(*args, **kwargs)
     return ghost
-
-
-def _batch_norm(x: Ghost, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, *_: Any) -> Any:
-    statistics = x.on_meta.new_empty(x.shape[1] if training else 0, dtype=_wide(x))
-    return torch.empty_like(x.on_meta), statistics, torch.empty_like(statistics)
-
-
-def _batch_norm_backward(error: Any, x: Ghost, weight: Any, *rest: Any) -> Any:
-    wanted = rest[-1]
-    of_channel = x.on_meta.new_empty(x.shape[1], dtype=_wide(x))
-    results = (x.on_meta, of_channel, of_channel)
-    return tuple(torch.empty_like(like) if asked else None for like, asked in zip(results, wanted, strict=True))
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-
-
-def _addmm(bias: Tensor, a: Tensor, b: Tensor, **scalars: Any) -> Any:
-    if a.shape[1] != b.shape[0]:
-        raise RuntimeError(f"shapes of a matrix product do not fit: {tuple(a.shape)} by {tuple(b.shape)}")
-    return torch.empty(a.shape[0], b.shape[1], dtype=bias.dtype, device=_META)
-
-
-def _packed(x: Ghost, lengths: Tensor, batch_first: bool) -> Any:
-    steps = torch._C._VariableFunctions._pack_padded_sequence(torch.empty(*x.shape[:2], 1), lengths, batch_first)[1]
-    return x.on_meta.new_empty(int(lengths.sum()), *x.shape[2:]), steps
-
-
-# Operators that return what their floating-point operands are like. torch finds that out by its Python decompositions,
-# which are slow and import its compiler.
-ELEMENTWISE = frozenset(
-    getattr(aten, name).default
-    for name in ("relu", "sigmoid", "tanh", "silu", "gelu", "neg", "threshold_backward", "sigmoid_backward")
-) | frozenset(getattr(aten, name).Tensor for name in ("add", "sub", "mul", "div"))
-
-# Operators whose shapes torch does not know without values, or finds as slowly.
-SHAPES: dict[Any, Callable[..., Any]] = {
-    aten.native_batch_norm.default: _batch_norm,
-    aten.native_batch_norm_backward.default: _batch_norm_backward,
-    aten.addmm.default: _addmm,
-    aten._pack_padded_sequence.default: _packed,
-}

@@ -13,6 +13,7 @@ from energy_models.counts import ElementOps
 from energy_models.number_formats import FP32_BITS
 from energy_models.tracing.attention_products import ATTENTION
 from energy_models.tracing.call import Call, Formula, Product, float_bits
+from energy_models.tracing.uneven_products import UNEVEN
 
 Work = Iterator[Product | ElementOps]
 
@@ -189,4 +190,5 @@ PRODUCTS: dict[str, Formula] = {
     "aten::_trilinear": _trilinear,
     **dict.fromkeys(_FACTORS, _matmul),
     **ATTENTION,
+    **UNEVEN,
 }

@@ -121,7 +121,7 @@ class Tracer(TorchDispatchMode):
             return
         work = formula(call)
         if work is not None:
-            read_bits, write_bits = moved_bits(call.op, call)
+            read_bits, write_bits = moved_bits(call)
             self._row(replace(work, read_bits=read_bits, write_bits=write_bits))
 
     def _is_bias(self, value: Any) -> bool:

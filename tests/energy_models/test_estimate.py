@@ -135,6 +135,25 @@ def test_what_element_ops_move_through_dram(kind: str, nominal_bits: int) -> Non
     assert (traffic.low, traffic.nominal, traffic.high) == (0, nominal_bits * 125, 128 * 125)
 
 
+@pytest.mark.parametrize(
+    ("kind", "forward", "backward"),
+    [
+        ("dropout", 0, 0),
+        ("interpolation", 0, 0),
+        ("gelu", 0, 96),
+        ("layer_norm", 0, 96),
+        ("gather", 96, 96),
+        ("scatter", 128, 128),
+        ("embedding", 128, 128),
+        ("sort", 128, 128),
+    ],
+)
+def test_what_is_kept_for_backward_is_moved_there(kind: str, forward: int, backward: int) -> None:
+    for part, bits in (("forward", forward), ("backward", backward)):
+        row = ElementOps(kind, "", 1000, read_bits=96, write_bits=32, times=1000, part=part)  # type: ignore[arg-type]
+        assert estimate(OpCounts(element_ops=(row,)), PROFILE).traffic_bytes.nominal == bits * 125
+
+
 def test_corners_bracket_nothing_but_themselves_and_add_up() -> None:
     a, b = estimate(conv(FP32, FP32), PROFILE), estimate(conv(BFP8, BFP8), PROFILE)
     assert len(a.corners_j) == CORNERS and min(a.corners_j) < a.nominal_j < max(a.corners_j)
