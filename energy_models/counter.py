@@ -52,8 +52,9 @@ def count(
             made there (`torch.zeros(n, dtype=torch.long, device=output.device)`). Without it the backward starts from
             the output's `loss`, if it has one, or from the sum of its tensors, which is not counted.
         strict: raise if an operator with arithmetic has no formula, instead of listing it in `uncounted`.
-        formulas: for operators that this package does not know, by name ("torchvision::deform_conv2d"): what a call
-            does, as `Product`s and `ElementOps`. docs/counting.md has an example.
+        formulas: for operators that this package does not know, by name ("torchvision::deform_conv2d"): what a
+            :class:`Call` does, as `Product`s and `ElementOps`. One for a known operator takes the place of its own.
+            docs/counting.md has an example.
         accumulation_steps: forward and backward passes whose gradients are summed; each is on `example_inputs`.
         compat: book the work as a paper does: "early_bird" or "fractrain", see `energy_models.compat`.
         values: run a copy of the model for real, for models whose shapes depend on computed numbers.
@@ -69,9 +70,9 @@ def count(
     Raises:
         TypeError: `model` is no module.
         ValueError: training and nothing requires a gradient; an operator's result depends on values; a sparse tensor is
-            on the meta device; `strict` and something has no formula; `accumulation_steps` below 1; an unknown
-            `compat`; the model cannot be copied, is TorchScript, or has parameters that are not plain tensors (sharded,
-            quantized, without a shape yet).
+            on the meta device; `strict` and something has no formula; a formula is wrong; `accumulation_steps` below 1; an
+            unknown `compat`; the model cannot be copied, is TorchScript, or has parameters that are not plain tensors
+            (sharded, quantized, without a shape yet).
     """
     if accumulation_steps < 1:
         raise ValueError(f"accumulation_steps must be 1 or more, got {accumulation_steps}")

@@ -20,6 +20,7 @@ from energy_models.number_formats import BF16, FP16, FP32, FP32_BITS, FP64, Form
 from energy_models.tracing import ghosts
 from energy_models.tracing.call import Call, Formula, Product, float_bits
 from energy_models.tracing.elements import ELEMENTS, FILLS, FREE, moved_bits
+from energy_models.tracing.formulas import checked
 from energy_models.tracing.layers import Layers
 from energy_models.tracing.origins import ACTIVATION, Origin, Origins, storage_id
 from energy_models.tracing.products import PRODUCTS
@@ -54,7 +55,7 @@ class Tracer(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.layers, self.origins, self._zeros = Layers(model), Origins(), zeros
         self._run = (lambda func, args, kwargs: func(*args, **kwargs)) if values else ghosts.run
-        self._formulas = {**PRODUCTS, **formulas}
+        self._formulas = {**PRODUCTS, **checked(formulas)}
         self._quantized: dict[int, int] = {}  # storage -> index of its row in _element_ops
         self._gemms: list[Gemm] = []
         self._element_ops: list[ElementOps] = []
