@@ -70,9 +70,9 @@ def count(
     Raises:
         TypeError: `model` is no module.
         ValueError: training and nothing requires a gradient; an operator's result depends on values; a sparse tensor is
-            on the meta device; `strict` and something has no formula; a formula is wrong; `accumulation_steps` below 1; an
-            unknown `compat`; the model cannot be copied, is TorchScript, or has parameters that are not plain tensors
-            (sharded, quantized, without a shape yet).
+            on the meta device; `strict` and something has no formula; a formula is wrong; `accumulation_steps` below 1;
+            an unknown `compat`; the model cannot be copied, is TorchScript, or has parameters that are not plain
+            tensors (sharded, quantized, without a shape yet).
     """
     if accumulation_steps < 1:
         raise ValueError(f"accumulation_steps must be 1 or more, got {accumulation_steps}")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from energy_models.counts import Gemm
 from energy_models.tracing.call import Call, Product
+from energy_models.tracing.ghosts import has_ghost
 from energy_models.tracing.origins import storage_id
 from energy_models.tracing.patterns import Pattern, both, compact, known_nonzeros, of_channels, ranked, zeros_in
 from energy_models.tracing.zero_macs import CONVOLUTIONS, Matrices, count_zeros, matrices
@@ -83,6 +84,7 @@ class KnownZeros:
     def __init__(self) -> None:
         self._nodes = Nodes()
         self._patterns: dict[int, Pattern] = {}
+        self._stale: set[int] = set()  # real tensors into which a ghost was written: their values are not theirs
         self._is_followed = False
         self._uses: list[_Use] = []
         self._products: list[tuple[int, Product, Matrices, int]] = []
@@ -101,8 +103,8 @@ class KnownZeros:
         if not isinstance(x, Tensor) or x.layout != torch.strided:
             return None
         node = self._nodes.find(x)
-        if node in self._patterns:
-            return self._patterns[node]
+        if node in self._patterns or node in self._stale:
+            return self._patterns.get(node)
         return zeros_in(x) if x.dtype == torch.bool and _has_values(x) else None  # a mask keeps its values in a count
 
     def nonzeros(self, x: Tensor) -> int | None:
@@ -126,6 +128,8 @@ class KnownZeros:
         used = {node for node, _ in uses}
         uses += [(node, None) for node in inputs if node not in used]
         outputs = self._outputs(call)
+        if any(node in self._stale for node in inputs) or (call.written and has_ghost(call.tensors)):
+            self._stale.update(outputs)
         if outputs:
             self._uses.append(_Use(outputs[0], uses, is_view=_is_view(call)))
             self._patterns.update({node: p for node, p in zip(outputs, found, strict=False) if p is not None})

@@ -305,6 +305,22 @@ def test_what_is_written_over_is_forgotten() -> None:
         assert gemm(count(model, torch.zeros(4, 6)), "output").zeros.element == 4 * 5 * zeros
 
 
+def test_a_mask_that_is_computed_is_not_known() -> None:
+    class Computed(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            mask = torch.zeros(1, 6, dtype=torch.bool)
+            if self.writes:
+                mask.copy_(x[:1] > 0)
+            return super().forward(x * mask[:])
+
+    for writes, zeros in ((False, 4 * 30), (True, 4)):
+        model = Computed(6, 5)
+        model.writes = writes
+        with torch.no_grad():
+            model.weight[0, 0] = 0
+        assert gemm(count(model, torch.ones(4, 6)), "output", "").zeros.element == zeros
+
+
 @pytest.mark.parametrize("values", [False, True])
 def test_real_and_traced_runs_know_the_same(values: bool) -> None:
     layer = prune.l1_unstructured(nn.Linear(6, 5), "weight", 0.5)

@@ -1,4 +1,7 @@
-"""The worked example of a formula: torchvision's deformable convolution (Dai et al. 2017; with a mask Zhu et al. 2019)."""
+"""The worked example of a formula: torchvision's deformable convolution.
+
+Dai et al. 2017 ("Deformable convolutional networks"); with a mask Zhu et al. 2019 ("Deformable ConvNets v2").
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ import energy_models as em
 
 pytestmark = pytest.mark.interop
 
-_NUMBERS = "int stride_h, int stride_w, int pad_h, int pad_w, int dil_h, int dil_w, int groups, int offset_groups"
+_NAMES = ["stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w", "groups", "offset_groups"]
+_NUMBERS = ", ".join(f"SymInt {name}" for name in _NAMES)
 _TENSORS = "Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias"
 
 
@@ -50,15 +54,18 @@ FORMULAS = {"torchvision::deform_conv2d": forward, "torchvision::_deform_conv2d_
 
 
 @pytest.fixture(scope="module")
-def deformable() -> Any:
-    """torchvision.ops; beside a CPU torch its operators are missing, so what the library says of them is repeated."""
-    ops = pytest.importorskip("torchvision.ops") if torchvision() else None
-    from torchvision import extension
+def deformable() -> Iterator[Any]:
+    """torchvision.ops; its usual wheel beside a CPU torch has no operators, so their schemas are repeated here."""
+    torchvision()
+    from torchvision import extension, ops
 
-    if not extension._has_ops():
-        _kept.append(_declared())
-        extension._assert_has_ops = lambda: None
-    return ops
+    if extension._has_ops():
+        yield ops
+        return
+    _kept.append(_declared())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops.deform_conv, "_assert_has_ops", lambda: None)
+        yield ops
 
 
 _kept: list[Any] = []
