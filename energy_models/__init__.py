@@ -20,9 +20,12 @@ from energy_models.number_formats import FP32, FormatSpec, NumberFormat
 from energy_models.optimizer_counter import count_optimizer, optimizer_state
 from energy_models.profile_files import load_profile
 from energy_models.profiles import HardwareProfile
+from energy_models.sparsity import Sparsity, SparsityRow, sparsity
+from energy_models.tracing.call import Call, Product
 
 __all__ = [
     "FP32",
+    "Call",
     "CountNode",
     "Difference",
     "ElementOps",
@@ -38,7 +41,10 @@ __all__ = [
     "OpCounts",
     "Operand",
     "PrecisionLike",
+    "Product",
     "Range",
+    "Sparsity",
+    "SparsityRow",
     "Totals",
     "Zeros",
     "count",
@@ -51,5 +57,6 @@ __all__ = [
     "modelled_time_s",
     "optimizer_state",
     "settled",
+    "sparsity",
     "totals",
 ]

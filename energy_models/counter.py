@@ -20,6 +20,7 @@ from energy_models.tracing import counting, ghosts
 from energy_models.tracing.call import Formula
 from energy_models.tracing.origins import ACTIVATION
 from energy_models.tracing.tracer import Tracer
+from energy_models.tracing.zeros import KnownZeros
 
 LOSS_LAYER = "loss"
 
@@ -51,11 +52,16 @@ def count(
             made there (`torch.zeros(n, dtype=torch.long, device=output.device)`). Without it the backward starts from
             the output's `loss`, if it has one, or from the sum of its tensors, which is not counted.
         strict: raise if an operator with arithmetic has no formula, instead of listing it in `uncounted`.
-        formulas: for operators that this package does not know, by name ("torchvision::deform_conv2d"): what a call
-            does, as `Product`s and `ElementOps`. docs/counting.md has an example.
+        formulas: for operators that this package does not know, by name ("torchvision::deform_conv2d"): what a
+            :class:`Call` does, as `Product`s and `ElementOps`. One for a known operator takes the place of its own.
+            docs/counting.md has an example.
         accumulation_steps: forward and backward passes whose gradients are summed; each is on `example_inputs`.
         compat: book the work as a paper does: "early_bird" or "fractrain", see `energy_models.compat`.
         values: run a copy of the model for real, for models whose shapes depend on computed numbers.
+
+    Zeros of real parameters and buffers are read once and followed: `Gemm.zeros` and :func:`energy_models.sparsity` say
+    which MACs they make needless. Zeros are those of the values now, so a tensor that starts at zero (the last gamma of
+    a residual branch, the second factor of LoRA) counts as zero until it is trained.
 
     A compiled model is counted as it was written. Run it under `torch.autocast` to count what autocast casts. The
     model, its gradients, buffers and mode, and torch's random state stay as they are. A frozen parameter has no
@@ -63,25 +69,29 @@ def count(
 
     Raises:
         TypeError: `model` is no module.
-        ValueError: training and nothing requires a gradient; an operator's result depends on values; `strict` and
-            something has no formula; `accumulation_steps` below 1; an unknown `compat`; the model cannot be copied, is
-            TorchScript, or has parameters that are not plain tensors (sharded, quantized, without a shape yet).
+        ValueError: training and nothing requires a gradient; an operator's result depends on values; a sparse tensor is
+            on the meta device; `strict` and something has no formula; a formula is wrong; `accumulation_steps` below 1;
+            an unknown `compat`; the model cannot be copied, is TorchScript, or has parameters that are not plain
+            tensors (sharded, quantized, without a shape yet).
     """
     if accumulation_steps < 1:
         raise ValueError(f"accumulation_steps must be 1 or more, got {accumulation_steps}")
-    twin, inputs = _twin(model, example_inputs, values)
+    zeros = KnownZeros()
+    twin, inputs = _twin(model, example_inputs, values, zeros)
     _set_mode(twin, training)
-    tracer = Tracer(twin, formulas or {}, values)
+    tracer = Tracer(twin, formulas or {}, values, zeros)
     for tensor in tree_leaves(inputs):
         if isinstance(tensor, Tensor) and tensor.is_floating_point():
             tracer.origins.set(tensor, ACTIVATION)
     with _undisturbed(), torch.set_grad_enabled(training), tracer.layers.followed():
         with tracer:
             output = twin(**inputs) if isinstance(inputs, Mapping) else twin(*inputs)
+        zeros.need(tree_leaves(output))
         if training:
             total = _scalar(tracer, output, loss)
             with tracer, _without_autocast():
                 total.backward()
+            zeros.need(parameter.grad for parameter in twin.parameters())
     counts = _accumulated(tracer.counts(), twin, accumulation_steps)
     if strict and counts.uncounted:
         raise ValueError("strict: no formula for " + "; ".join(counts.uncounted) + ". Give one by formulas=")
@@ -89,23 +99,27 @@ def count(
     return counts if compat is None else kept_as(counts, compat)
 
 
-def _twin(model: nn.Module, example_inputs: Any, values: bool) -> tuple[nn.Module, Any]:
-    """A copy of the model and of its inputs, without values unless those are wanted."""
+def _twin(model: nn.Module, example_inputs: Any, values: bool, zeros: KnownZeros) -> tuple[nn.Module, Any]:
+    """A copy of the model and of its inputs, without values unless those are wanted; `zeros` reads the model's own."""
     plain = _plain(model)
     if example_inputs is None:
         raise ValueError("example_inputs must be a tensor, a sequence of arguments or a mapping of them, not None")
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
     inputs = dict(inputs) if isinstance(inputs, Mapping) else tuple(inputs)
+    _need_nonzeros(plain, inputs)
     if values:
-        return _copied(plain, {}), tree_map_only(Tensor, _own_copy, inputs)
+        twin, inputs = _copied(plain, _refused(plain)), tree_map_only(Tensor, _clone, inputs)
+        for name, tensor in _own_tensors(twin):
+            zeros.read(name, tensor, tensor)
+        return twin, inputs
     device = _device(plain, inputs)
     # deepcopy takes whatever the memo already holds for an object's id: giving it ghosts first copies the structure and
     # no values. Tensors kept as plain attributes are replaced too.
     memo: dict[int, Any] = {}
-    for module in plain.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values(), *module.__dict__.values()):
-            if isinstance(tensor, Tensor) and id(tensor) not in memo and not _keeps_values(tensor):
-                memo[id(tensor)] = ghosts.ghost_of(tensor, device)
+    for name, tensor in _own_tensors(plain):
+        if id(tensor) not in memo:
+            memo[id(tensor)] = _clone(tensor) if _keeps_values(tensor) else ghosts.ghost_of(tensor, device)
+            zeros.read(name, tensor, memo[id(tensor)])
     bare = tree_map_only(Tensor, lambda x: x.clone() if _keeps_values(x) else ghosts.ghost_of(x, device), inputs)
     return _copied(plain, memo), bare
 
@@ -143,8 +157,32 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         ) from error
 
 
-def _own_copy(x: Tensor) -> Tensor:
-    return x.detach().clone().requires_grad_(x.requires_grad)  # deepcopy fails on sparse rows
+def _need_nonzeros(model: nn.Module, inputs: Any) -> None:
+    named = (*_own_tensors(model), *(("an input", x) for x in tree_leaves(inputs) if isinstance(x, Tensor)))
+    for name, tensor in named:
+        if tensor.is_meta and tensor.layout != torch.strided:
+            raise ValueError(
+                f"{name} is sparse and on the meta device, where its non-zeros are not known: give it on the CPU"
+            )
+
+
+def _refused(model: nn.Module) -> dict[int, Any]:
+    """What deepcopy refuses: pruned weights (computed, and kept as attributes) and sparse tensors."""
+    refused = (x for _, x in _own_tensors(model) if not x.is_leaf or x.layout != torch.strided)
+    return {id(tensor): _clone(tensor) for tensor in refused}
+
+
+def _clone(x: Tensor) -> Tensor:
+    clone = x.detach().clone().requires_grad_(x.requires_grad and x.is_leaf)
+    return nn.Parameter(clone, x.requires_grad) if isinstance(x, nn.Parameter) else clone
+
+
+def _own_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, buffers and plain attributes of all modules, by the names that they have there."""
+    for module in model.modules():
+        for name, value in (*module._parameters.items(), *module._buffers.items(), *module.__dict__.items()):
+            if isinstance(value, Tensor):
+                yield name, value
 
 
 def _keeps_values(x: Tensor) -> bool:

@@ -75,16 +75,22 @@ class Operand:
 
 @dataclass(frozen=True, slots=True)
 class Zeros:
-    """MACs of one GEMM that read an operand known to be zero, by what a machine must exploit to skip them.
+    """MACs of one GEMM that known zeros make needless, by what a machine must exploit to skip them.
 
-    element: any zero (a fine-grained sparse engine). channel: whole zero channels (a smaller matrix does). two_of_four:
-    two zeros in each four along k (2:4 structured sparsity). causal: scores above the diagonal of masked attention.
+    element: either operand's element is zero (a fine-grained sparse engine). channel: rows, columns or k that are zero
+    as a whole, each group's matrix by itself (a smaller dense matrix does). two_of_four: half of the MACs of an operand
+    with two zeros in each four along k (2:4 structured sparsity). causal: scores above the diagonal of masked
+    attention. dead: no operand is zero, but the result is only ever multiplied by zero (or not read), such as a channel
+    that its BatchNorm drops. removable: `channel`, and rows and columns that are dead as a whole: what compaction
+    removes.
     """
 
     element: int = 0
     channel: int = 0
     two_of_four: int = 0
     causal: int = 0
+    dead: int = 0
+    removable: int = 0
 
 
 NO_ZEROS = Zeros()
@@ -144,8 +150,8 @@ class Gemm:
 
     @property
     def masked_macs(self) -> int:
-        """MACs that are computed although an operand is known to be zero, all `times` together."""
-        return self.zeros.element * self.times
+        """MACs that are computed although an operand is known to be zero or the result is dead, `times` together."""
+        return (self.zeros.element + self.zeros.dead) * self.times
 
     def skippable_macs(self, exploits: str) -> int:
         """MACs that a machine which exploits `exploits` (a field of `Zeros`) does not compute, all `times` together."""

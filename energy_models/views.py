@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from energy_models.counts import ElementOps, Gemm, OpCounts
 
 SCHEMA = 1
-ZEROS = ("element", "channel", "two_of_four", "causal")  # what a machine may exploit, see `energy_models.counts.Zeros`
+ZEROS = (
+    "element",
+    "channel",
+    "two_of_four",
+    "causal",
+    "dead",
+    "removable",
+)  # what a machine may exploit, see `energy_models.counts.Zeros`
 # Of every row. Exactly one of gemm and kind is set; what a row of the other sort lacks is None, or 0 where it is work.
 COLUMNS = (
     *("layer", "part", "gemm", "kind", "batch", "m", "n", "k", "times", "elements"),

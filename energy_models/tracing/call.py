@@ -14,19 +14,23 @@ from energy_models.counts import NO_ZEROS, ElementOps, GemmName, OperandName, Ze
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One operator call: schema name ("aten::relu", in place or not), arguments by their names, tensors it returned."""
+    """One operator call: schema name ("aten::relu", in place or not), arguments by their names, tensors it returned.
+
+    `written` are the names of the arguments that the operator changes in place.
+    """
 
     op: str
     args: Mapping[str, Any]
     results: tuple[Any, ...]
+    written: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Call:
         """The call that an operator, its arguments as they were passed and its result describe."""
-        name, defaults = _signature(operator)
+        name, defaults, written = _signature(operator)
         bound = {**defaults, **dict(zip(defaults, args, strict=False)), **kwargs}
         results = result if isinstance(result, (tuple, list)) else (result,)
-        return cls(name, bound, tuple(item for item in results if isinstance(item, Tensor)))
+        return cls(name, bound, tuple(item for item in results if isinstance(item, Tensor)), written)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -41,10 +45,11 @@ class Call:
 
 
 @cache
-def _signature(operator: Any) -> tuple[str, dict[str, Any]]:
+def _signature(operator: Any) -> tuple[str, dict[str, Any], tuple[str, ...]]:
     """Schema name without the underscore of in-place operators, which do the same work; arguments with defaults."""
     schema = operator._schema
-    return schema.name.removesuffix("_"), {argument.name: argument.default_value for argument in schema.arguments}
+    written = tuple(one.name for one in schema.arguments if one.alias_info is not None and one.alias_info.is_write)
+    return schema.name.removesuffix("_"), {one.name: one.default_value for one in schema.arguments}, written
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -83,7 +83,7 @@ def _to_weight(call: Call) -> Product:
 
 
 # The factors of matrix products and what is added to them, by argument name.
-_FACTORS: dict[str, tuple[str, str, str | None]] = {
+FACTORS: dict[str, tuple[str, str, str | None]] = {
     "aten::mm": ("self", "mat2", None),
     "aten::addmm": ("mat1", "mat2", "self"),
     "aten::_addmm_activation": ("mat1", "mat2", "self"),
@@ -103,7 +103,7 @@ _FACTORS: dict[str, tuple[str, str, str | None]] = {
 
 
 def _matmul(call: Call) -> Work:
-    first, second, added = _FACTORS[call.op.removesuffix("_") if call.op.removesuffix("_") in _FACTORS else call.op]
+    first, second, added = FACTORS[call.op.removesuffix("_") if call.op.removesuffix("_") in FACTORS else call.op]
     a, b, out = call.args[first], call.args[second], call.results[0]
     if call.op.startswith("aten::addr"):
         yield Product(a, b, out, 1, a.shape[0], b.shape[0], 1)
@@ -182,13 +182,22 @@ def _contraction(
     return Product(x, y, result, size(True, True, True), size(True, True, False), size(True, False, True), summed)
 
 
+def _sampled(call: Call) -> Work:
+    """The results of a product at the non-zeros of a sparse matrix: one dot product for each."""
+    a, b, out = call.args["mat1"], call.args["mat2"], call.results[0].values()
+    yield Product(a, b, out, out.numel(), 1, 1, a.shape[-1])
+    if call.args["beta"] != 0:
+        yield _bias(out.numel(), float_bits([call.args["self"].values()]), 0)
+
+
 PRODUCTS: dict[str, Formula] = {
     "aten::convolution": _convolution,
     "aten::_convolution": _convolution,
     "aten::convolution_backward": _convolution_backward,
     "aten::linear": _linear,
     "aten::_trilinear": _trilinear,
-    **dict.fromkeys(_FACTORS, _matmul),
+    "aten::sparse_sampled_addmm": _sampled,
+    **dict.fromkeys(FACTORS, _matmul),
     **ATTENTION,
     **UNEVEN,
 }

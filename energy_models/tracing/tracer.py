@@ -20,10 +20,12 @@ from energy_models.number_formats import BF16, FP16, FP32, FP32_BITS, FP64, Form
 from energy_models.tracing import ghosts
 from energy_models.tracing.call import Call, Formula, Product, float_bits
 from energy_models.tracing.elements import ELEMENTS, FILLS, FREE, moved_bits
+from energy_models.tracing.formulas import checked
 from energy_models.tracing.layers import Layers
 from energy_models.tracing.origins import ACTIVATION, Origin, Origins, storage_id
 from energy_models.tracing.products import PRODUCTS
 from energy_models.tracing.stand_in import work_ops
+from energy_models.tracing.zeros import KnownZeros
 
 QUANTIZERS = frozenset({"lowprec_eb::quantize"})
 STAND_IN = "energy_models::work"
@@ -46,13 +48,14 @@ class Tracer(TorchDispatchMode):
     """Counts what runs while it is entered.
 
     values: keep real tensors; otherwise ghosts stand in for all that is made from a ghost.
+    zeros: what is known of the model's zeros, already read.
     """
 
-    def __init__(self, model: nn.Module, formulas: Mapping[str, Formula], values: bool) -> None:
+    def __init__(self, model: nn.Module, formulas: Mapping[str, Formula], values: bool, zeros: KnownZeros) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.layers, self.origins = Layers(model), Origins()
+        self.layers, self.origins, self._zeros = Layers(model), Origins(), zeros
         self._run = (lambda func, args, kwargs: func(*args, **kwargs)) if values else ghosts.run
-        self._formulas = {**PRODUCTS, **formulas}
+        self._formulas = {**PRODUCTS, **checked(formulas)}
         self._quantized: dict[int, int] = {}  # storage -> index of its row in _element_ops
         self._gemms: list[Gemm] = []
         self._element_ops: list[ElementOps] = []
@@ -68,7 +71,7 @@ class Tracer(TorchDispatchMode):
 
     def counts(self) -> OpCounts:
         """What was seen so far."""
-        return OpCounts(tuple(self._gemms), tuple(self._element_ops), tuple(sorted(self._uncounted)))
+        return OpCounts(self._zeros.counted(self._gemms), tuple(self._element_ops), tuple(sorted(self._uncounted)))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -92,12 +95,14 @@ class Tracer(TorchDispatchMode):
 
     def _see(self, call: Call) -> None:
         sources = [] if call.op in FILLS else call.tensors
+        products: list[tuple[int, Product]] = []
         if call.op in QUANTIZERS:
             self._quantizer(call)
         elif call.op in self._formulas:
-            self._products(list(self._formulas[call.op](call)))
+            products = self._products(list(self._formulas[call.op](call)))
         else:
             self._element(call)
+        self._zeros.see(call, products)
         backward = self.layers.in_backward
         if not backward and _selects(sources):
             sources = []
@@ -153,8 +158,9 @@ class Tracer(TorchDispatchMode):
 
     # GEMMs
 
-    def _products(self, works: Sequence[Product | ElementOps]) -> None:
-        """All that one operator does: its products are one GEMM of the layer."""
+    def _products(self, works: Sequence[Product | ElementOps]) -> list[tuple[int, Product]]:
+        """All that one operator does: its products are one GEMM of the layer. Their places among the GEMMs."""
+        first = len(self._gemms)
         names = {work: self._names(work) for work in works if isinstance(work, Product)}
         gemm = self._gemm_name({name for pair in names.values() for name in pair})
         for work in works:
@@ -162,6 +168,7 @@ class Tracer(TorchDispatchMode):
                 self._product(work, work.gemm or gemm, names[work])
             else:
                 self._row(work)
+        return list(enumerate(names, start=first))
 
     def _product(self, product: Product, gemm: GemmName, names: tuple[OperandName, OperandName]) -> None:
         weight = next((o for o in map(self._origin, (product.a, product.b)) if o is not None and o.layer), None)
@@ -226,7 +233,8 @@ class Tracer(TorchDispatchMode):
         origin = self.origins.of(side)
         if name == "weight" and origin is not None and math.prod(origin.shape) == side.numel():
             shape = origin.shape
-        operand = Operand(name, shape, max(1, matrix_run or 1), fmt, **_sparsity(side))
+        stored = _sparsity(side) or {"nonzeros": self._zeros.nonzeros(side)}
+        operand = Operand(name, shape, max(1, matrix_run or 1), fmt, **stored)
         row = self._quantized.get(storage_id(side))
         if row is not None:
             self._element_ops[row] = replace(self._element_ops[row], write_bits=operand.stored_bits)
