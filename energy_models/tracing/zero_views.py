@@ -94,10 +94,11 @@ def _without(pattern: Pattern, dim: int) -> Pattern:
 
 
 def _cat_needless(call: Call, known: Known) -> Uses:
-    dim, start, uses = call.args["dim"], 0, []
+    dim, start, uses, rank = call.args["dim"], 0, [], call.results[0].dim()
     for part in call.args["tensors"]:
-        uses.append((part, _narrowed(dim, start, part.shape[dim] if part.dim() else 0)))
-        start += part.shape[dim] if part.dim() else 0
+        size = part.shape[dim] if part.dim() == rank else 0  # torch lets an empty vector stand among any tensors
+        uses.append((part, _narrowed(dim, start, size)))
+        start += size
     return uses
 
 

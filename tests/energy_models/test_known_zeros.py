@@ -377,3 +377,14 @@ def test_reshaped_patterns_are_those_of_reshaped_tensors(old: tuple[int, ...], n
         seen = patterns.reshaped(pattern, old, new)
         assert seen is not None
         assert torch.equal(seen.expand(new), pattern.expand(old).reshape(new))
+
+
+def test_an_empty_vector_among_what_is_concatenated() -> None:
+    class Cached(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([torch.zeros(0), super().forward(x)], dim=2)
+
+    model = Cached(4, 4)
+    with torch.no_grad():
+        model.weight[0] = 0
+    assert count(model, torch.zeros(2, 3, 4)).macs["output"] == 96

@@ -207,5 +207,7 @@ def test_non_zeros_of_masked_weights(make, tmp_path):
             weight.mul_(torch.rand(weight.shape) < 0.3)
     expected = by_qonnx(model, x, bits_of(model, [(32, 32)]), tmp_path, discount_sparsity=True)
     counts = em.count(model, x, training=False)
-    found = {gemm.layer: gemm.macs - gemm.masked_macs for gemm in counts.gemms}
-    assert found == {layer: pytest.approx(macs) for layer, (macs, _) in expected.items()}
+    # QONNX looks at the weights alone; what a kernel of zeros makes zero behind it is ours to know.
+    weights = {gemm.layer: gemm.macs * gemm.b.nonzeros / gemm.b.elements for gemm in counts.gemms}
+    assert weights == {layer: pytest.approx(macs) for layer, (macs, _) in expected.items()}
+    assert all(gemm.macs - gemm.masked_macs <= weights[gemm.layer] for gemm in counts.gemms)
