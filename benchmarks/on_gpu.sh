@@ -64,6 +64,9 @@ if [ "$device" = cuda ]; then
   fi
   piece quantizers_gpu python3 benchmarks/quantizers_gpu.py "$out/quantizers_gpu.json" || exit 1
 fi
+sensors=() ; [ "$device" = cpu ] && sensors=(--quick --seconds 0.5)
+piece energy_sensors python3 benchmarks/energy_sensors.py --device "$device" "${sensors[@]}" \
+  --json "$out/energy_sensors.json" --windows "$out/energy_windows.jsonl" || exit 1
 export TORCHINDUCTOR_CACHE_DIR=$work/inductor  # what one call has compiled the next one need not
 steps=(--device cuda --against "plain torch") models=(resnet18 gpt vit)
 [ "$device" = cpu ] && steps=(--quick --against "plain torch" --threads 2 --rounds 2) models=(mlp)

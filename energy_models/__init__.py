@@ -1,5 +1,6 @@
 """What operations cost in energy: counts, hardware profiles, sensors and the ledger. Never imports lowprec_eb."""
 
+from energy_models.calibration import Calibration, EnergyWindow, calibrate
 from energy_models.count_tree import CountNode
 from energy_models.counter import count
 from energy_models.counts import (
@@ -15,7 +16,18 @@ from energy_models.difference import Difference, difference
 from energy_models.energy import ModelledEnergy, Range
 from energy_models.estimate import estimate, modelled_time_s
 from energy_models.ledger import Ledger, LedgerKey, LedgerRow, Totals, settled, totals
-from energy_models.meters import MeasuredEnergy, measure
+from energy_models.meters import (
+    EnergyCallback,
+    MeasuredEnergy,
+    Nvml,
+    Rapl,
+    Reading,
+    Replay,
+    StepWindow,
+    measure,
+    measure_idle,
+    record,
+)
 from energy_models.number_formats import FP32, FormatSpec, NumberFormat
 from energy_models.optimizer_counter import count_optimizer, optimizer_state
 from energy_models.profile_files import load_profile
@@ -25,10 +37,13 @@ from energy_models.tracing.call import Call, Product
 
 __all__ = [
     "FP32",
+    "Calibration",
     "Call",
     "CountNode",
     "Difference",
     "ElementOps",
+    "EnergyCallback",
+    "EnergyWindow",
     "FormatSpec",
     "Gemm",
     "HardwareProfile",
@@ -38,15 +53,21 @@ __all__ = [
     "MeasuredEnergy",
     "ModelledEnergy",
     "NumberFormat",
+    "Nvml",
     "OpCounts",
     "Operand",
     "PrecisionLike",
     "Product",
     "Range",
+    "Rapl",
+    "Reading",
+    "Replay",
     "Sparsity",
     "SparsityRow",
+    "StepWindow",
     "Totals",
     "Zeros",
+    "calibrate",
     "count",
     "count_optimizer",
     "difference",
@@ -54,8 +75,10 @@ __all__ = [
     "estimate",
     "load_profile",
     "measure",
+    "measure_idle",
     "modelled_time_s",
     "optimizer_state",
+    "record",
     "settled",
     "sparsity",
     "totals",

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from lowprec_eb.calibrate_command import calibrate
 from lowprec_eb.checkpoints import write_text
 from lowprec_eb.compare import plan, run_folder
 from lowprec_eb.config import Config, load_config
@@ -23,6 +24,7 @@ from lowprec_eb.workers import compare as run_comparison
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(count)
+app.command()(calibrate)
 
 
 @app.callback()
