@@ -1,6 +1,7 @@
 """What operations cost in energy: counts, hardware profiles, sensors and the ledger. Never imports lowprec_eb."""
 
 from energy_models.calibration import Calibration, EnergyWindow, calibrate
+from energy_models.count_store import CountStore, reprice
 from energy_models.count_tree import CountNode
 from energy_models.counter import count
 from energy_models.counts import (
@@ -15,7 +16,6 @@ from energy_models.counts import (
 from energy_models.difference import Difference, difference
 from energy_models.energy import ModelledEnergy, Range
 from energy_models.estimate import estimate, modelled_time_s
-from energy_models.ledger import Ledger, LedgerKey, LedgerRow, Totals, settled, totals
 from energy_models.meters import (
     EnergyCallback,
     MeasuredEnergy,
@@ -28,6 +28,7 @@ from energy_models.meters import (
     measure_idle,
     record,
 )
+from energy_models.ledger import Ledger, LedgerDiff, LedgerKey, LedgerRow, Totals, diff, merge, settled, totals
 from energy_models.number_formats import FP32, FormatSpec, NumberFormat
 from energy_models.optimizer_counter import count_optimizer, optimizer_state
 from energy_models.profile_files import load_profile
@@ -40,6 +41,7 @@ __all__ = [
     "Calibration",
     "Call",
     "CountNode",
+    "CountStore",
     "Difference",
     "ElementOps",
     "EnergyCallback",
@@ -48,6 +50,7 @@ __all__ = [
     "Gemm",
     "HardwareProfile",
     "Ledger",
+    "LedgerDiff",
     "LedgerKey",
     "LedgerRow",
     "MeasuredEnergy",
@@ -70,6 +73,7 @@ __all__ = [
     "calibrate",
     "count",
     "count_optimizer",
+    "diff",
     "difference",
     "element_ops",
     "estimate",
@@ -79,6 +83,8 @@ __all__ = [
     "modelled_time_s",
     "optimizer_state",
     "record",
+    "merge",
+    "reprice",
     "settled",
     "sparsity",
     "totals",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,8 @@ from lowprec_eb.optim import GROUP_OPTION, LowPrecisionOptimizer
 from lowprec_eb.stability import StabilitySettings
 from lowprec_eb.tasks import Task
 from lowprec_eb.tickets import TicketSettings, batch_norms
+
+Work = Sequence[tuple[OpCounts, int]]  # what was done, and how often
 
 
 @dataclass(frozen=True)
