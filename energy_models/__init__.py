@@ -16,6 +16,8 @@ from energy_models.counts import (
 from energy_models.difference import Difference, difference
 from energy_models.energy import ModelledEnergy, Range
 from energy_models.estimate import estimate, modelled_time_s
+from energy_models.footprint import Footprint
+from energy_models.ledger import Ledger, LedgerDiff, LedgerKey, LedgerRow, Totals, diff, merge, settled, totals
 from energy_models.meters import (
     EnergyCallback,
     MeasuredEnergy,
@@ -28,7 +30,6 @@ from energy_models.meters import (
     measure_idle,
     record,
 )
-from energy_models.ledger import Ledger, LedgerDiff, LedgerKey, LedgerRow, Totals, diff, merge, settled, totals
 from energy_models.number_formats import FP32, FormatSpec, NumberFormat
 from energy_models.optimizer_counter import count_optimizer, optimizer_state
 from energy_models.profile_files import load_profile
@@ -46,6 +47,7 @@ __all__ = [
     "ElementOps",
     "EnergyCallback",
     "EnergyWindow",
+    "Footprint",
     "FormatSpec",
     "Gemm",
     "HardwareProfile",
@@ -80,10 +82,10 @@ __all__ = [
     "load_profile",
     "measure",
     "measure_idle",
+    "merge",
     "modelled_time_s",
     "optimizer_state",
     "record",
-    "merge",
     "reprice",
     "settled",
     "sparsity",

@@ -37,6 +37,8 @@ from lowprec_eb.quantize.random_bits import derive_seed
 from lowprec_eb.stability import StabilityMonitor
 from lowprec_eb.stage_average import stage_average
 from lowprec_eb.stage_data import (
+    COUNTS_FOLDER,
+    LEDGER_FILE,
     Position,
     Progress,
     Stage,
@@ -51,8 +53,6 @@ from lowprec_eb.tasks import Task
 from lowprec_eb.tickets import EarlyBird, Ticket, TicketSettings, gamma_scores
 from lowprec_eb.train import Callback, EpochReport, SparsityPenalty, train
 from lowprec_eb.versions import versions
-
-COUNTS = "counts"  # folder of a stage's counts, which its ledger refers to
 
 
 class StageRun(Callback):
@@ -87,7 +87,7 @@ class StageRun(Callback):
         self.detector = _detector(stage.detector)
         self.position = Position(next_epoch=stage.first_epoch)
         self.progress: Progress | None = None
-        self.ledger, self.counts = Ledger(folder / "ledger.jsonl"), CountStore(folder / COUNTS)
+        self.ledger, self.counts = Ledger(folder / LEDGER_FILE), CountStore(folder / COUNTS_FOLDER)
         self.rows: list[LedgerRow] = []  # what stands in the ledger
         self.priced: dict[tuple[tuple[str, int], ...], tuple[OpCounts, ModelledEnergy]] = {}
         self.run_name = run
