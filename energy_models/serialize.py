@@ -113,9 +113,9 @@ class _Tables:
     def _format(self, fmt: NumberFormat) -> int:
         entry = [_listed(getattr(fmt, name)) for name in _SPEC]
         spec = _format(entry)
-        shapes = sorted(self._shapes.get(id(fmt), ()))
-        if any(fmt.storage_bits(shape) != _bits_or_none(spec, shape) for shape in shapes):
-            entry.append([[list(shape), fmt.storage_bits(shape)] for shape in shapes])
+        stored = {shape: _bits_or_none(fmt, shape) for shape in sorted(self._shapes.get(id(fmt), ()))}
+        if any(bits != _bits_or_none(spec, shape) for shape, bits in stored.items()):
+            entry.append([[list(shape), bits] for shape, bits in stored.items() if bits is not None])
         if entry not in self.formats:
             self.formats.append(entry)
         return self.formats.index(entry)
@@ -129,9 +129,9 @@ def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _bits_or_none(spec: FormatSpec, shape: tuple[int, ...]) -> int | None:
+def _bits_or_none(fmt: NumberFormat, shape: tuple[int, ...]) -> int | None:
     try:
-        return spec.storage_bits(shape)
+        return fmt.storage_bits(shape)
     except IndexError:  # a slice per index of a dimension that the shape has not
         return None
 
