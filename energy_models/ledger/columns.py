@@ -22,6 +22,8 @@ _KEY = ("run", "stage", "phase", "epoch", "rank", "attempt")
 _DERIVED = ("modelled_low_j", "modelled_nominal_j", "modelled_high_j", "total_macs", "bit_ops")
 _NAMED = ("macs", "element_ops", "metrics")
 _LARGEST_INTEGER = 2**63 - 1  # that pandas reads; larger ones are written as text
+_BEGIN = b'{"schema": '  # of every ledger
+_NO_OBJECT = "the line is no JSON object"
 _ROW = TypeAdapter(LedgerRow)
 
 
@@ -81,7 +83,7 @@ def decode(content: bytes, path: Path) -> Content:
     torn = lines.pop()
     if not lines and not _may_begin(torn):
         raise _no_ledger(str(path))
-    begun = _first_schema(lines[0], f"{path}:1") if lines else SCHEMA
+    begun = _first_schema(lines[0], path) if lines else SCHEMA
     start = 1 if begun == 1 else 0  # schema 1 has a header
     rows = [_row(line, begun, path, number) for number, line in enumerate(lines[start:], start + 1)]
     return Content(rows, begun, len(torn))
@@ -89,16 +91,18 @@ def decode(content: bytes, path: Path) -> Content:
 
 def _may_begin(torn: bytes) -> bool:
     """Whether this can be the beginning of a ledger whose first write was cut short."""
-    begins = (b'{"schema": 1', b'{"schema": 2, "run": ')
+    begins = (_BEGIN + b"1", _BEGIN + b'2, "run": ')
     return any(begin.startswith(torn) or torn.startswith(begin) for begin in begins)
 
 
-def _first_schema(line: bytes, where: str) -> int:
+def _first_schema(line: bytes, path: Path) -> int:
     tree = _json(line)
+    if tree is None and line.startswith(_BEGIN):
+        raise _damaged(path, 1, _NO_OBJECT)
     schema = tree.get("schema") if isinstance(tree, dict) else None
     if type(schema) is not int or schema < 1:
-        raise _no_ledger(where)
-    _check_known(schema, where)
+        raise _no_ledger(f"{path}:1")
+    _check_known(schema, f"{path}:1")
     return schema
 
 
@@ -112,7 +116,7 @@ def _check_known(schema: int, where: str) -> None:
 def _row(line: bytes, begun: int, path: Path, number: int) -> LedgerRow:
     where, tree = f"{path}:{number}", _json(line)
     if not isinstance(tree, dict):
-        raise _damaged(path, number, "the line is no JSON object")
+        raise _damaged(path, number, _NO_OBJECT)
     schema = tree.pop("schema", 1)
     if type(schema) is int:
         _check_known(schema, where)

@@ -268,6 +268,7 @@ def test_each_append_reaches_the_disk_as_one_write(tmp_path: Path, monkeypatch: 
         (b'{"schema"', b'\xff{"schema"'),
         (b'{"schema"', b'\n{"schema"'),
         (b'{"schema": 2, ', b"{"),
+        (b'"counts": null}', b""),
         (b'"modelled.compute_j.low": 0.75, ', b""),
         (b'"samples"', b'"modelled.compute_j.low.x": 1, "samples"'),
         (b'"counts"', b'"modelled.compute_j.low.x": 1, "counts"'),

@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import math
+import shutil
 from importlib import resources
 
 import pytest
@@ -12,6 +14,8 @@ from typer.testing import CliRunner
 from energy_models import CountStore, Footprint, Ledger, load_profile, reprice
 from lowprec_eb import stage as stage_module
 from lowprec_eb.cli import app
+from lowprec_eb.instability import Instability
+from lowprec_eb.outcome import DivergedOutcome
 from lowprec_eb.report import write_report
 from lowprec_eb.report.saved import load_comparison, save_comparison
 
@@ -164,6 +168,20 @@ def test_a_run_of_an_earlier_version_says_what_is_missing(run, tmp_path):
     assert result.exit_code == 0, said
     result, said = invoke("report", old, "--profile", "45nm")
     assert result.exit_code == 2 and "holds no counts" in said and "ledger.jsonl" in said
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 2.5])
+def test_what_diverged_is_kept(run, tmp_path, value):
+    comparison = load_comparison(run)
+    event = Instability(1, None, "conv", "weight", "conv.weight", "nan", value, "stop")
+    lost = DivergedOutcome(
+        "lost", "full", 3, None, "fp32", "inherit", comparison.outcomes[0].stages, "train", event, "-"
+    )
+    for key in comparison.rows:
+        shutil.copytree(run.parent / "stages" / key, tmp_path / "stages" / key)
+    save_comparison(dataclasses.replace(comparison, diverged=(lost,)), tmp_path / "run")
+    (again,) = load_comparison(tmp_path / "run").diverged
+    assert repr(again) == repr(lost)
 
 
 def test_a_saved_comparison_of_a_newer_version_or_a_damaged_one_is_named(run, tmp_path):
