@@ -22,6 +22,7 @@ _KEY = ("run", "stage", "phase", "epoch", "rank", "attempt")
 _DERIVED = ("modelled_low_j", "modelled_nominal_j", "modelled_high_j", "total_macs", "bit_ops")
 _NAMED = ("macs", "element_ops", "metrics")
 _LARGEST_INTEGER = 2**63 - 1  # that pandas reads; larger ones are written as text
+_SCHEMA_1_ENERGY = {"compute_j", "memory_j", "other_j", "traffic_bytes", "corners_j"}
 _BEGIN = b'{"schema": '  # of every ledger
 _NO_OBJECT = "the line is no JSON object"
 _ROW = TypeAdapter(LedgerRow)
@@ -153,7 +154,12 @@ def _json(line: bytes) -> Any:
 
 def _from_schema_1(tree: dict[str, Any]) -> dict[str, Any]:
     tree.pop("bit_ops", None)  # follows from the MACs
-    return tree
+    energy = tree.get("modelled")
+    if not isinstance(energy, dict) or energy.keys() != _SCHEMA_1_ENERGY:
+        raise ValueError(f"modelled must have {', '.join(sorted(_SCHEMA_1_ENERGY))}")
+    components = {name: energy[f"{name}_j"] for name in ("compute", "memory", "other")}  # memory: all its levels
+    levels = {"memory": energy["traffic_bytes"]}
+    return tree | {"modelled": {"components_j": components, "level_bytes": levels, "corners_j": energy["corners_j"]}}
 
 
 def _from_columns(columns: dict[str, Any]) -> dict[str, Any]:

@@ -229,7 +229,8 @@ def test_the_same_profile_gives_every_row_again_and_another_one_its_own(tmp_path
     work = [(OpCounts(gemms=(gemm(times=times),)), times) for times in (3, 7, 11)]
     written = row(store.put_all(work), store)
     assert reprice([written], CountStore(tmp_path), PROFILE) == [written]
-    dearer = dataclasses.replace(PROFILE, name="dearer", int_add_32=PROFILE.float_add_32, sram=PROFILE.dram)
+    of_memory = dataclasses.replace(PROFILE.memory[0], energy=PROFILE.memory[-1].energy)
+    dearer = dataclasses.replace(PROFILE, name="dearer", memory=(of_memory, *PROFILE.memory[1:]))
     (priced,) = reprice([written], CountStore(tmp_path), dearer)
     assert priced.modelled == estimate(store.total(written.counts or {}), dearer) != written.modelled
     assert priced.profile == "dearer"

@@ -269,9 +269,9 @@ def test_each_append_reaches_the_disk_as_one_write(tmp_path: Path, monkeypatch: 
         (b'{"schema"', b'\n{"schema"'),
         (b'{"schema": 2, ', b"{"),
         (b'"counts": null}', b""),
-        (b'"modelled.compute_j.low": 0.75, ', b""),
-        (b'"samples"', b'"modelled.compute_j.low.x": 1, "samples"'),
-        (b'"counts"', b'"modelled.compute_j.low.x": 1, "counts"'),
+        (b'"modelled.components_j.compute.low": 0.75, ', b""),
+        (b'"samples"', b'"modelled.components_j.compute.low.x": 1, "samples"'),
+        (b'"counts"', b'"modelled.components_j.compute.low.x": 1, "counts"'),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, old: bytes, new: bytes) -> None:
@@ -307,20 +307,28 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
 
 def as_schema_1(one: LedgerRow) -> str:
     """The row as the first version of the ledger wrote it."""
-    tree = dataclasses.asdict(one)
+    tree, energy = dataclasses.asdict(one), one.modelled
     del tree["profile"], tree["counts"]
+    parts = {name: dataclasses.asdict(getattr(energy, name)) for name in ("compute_j", "memory_j", "other_j")}
+    parts["traffic_bytes"] = dataclasses.asdict(energy.traffic_bytes)
+    tree["modelled"] = parts | {"corners_j": energy.corners_j[:12]}
     return json.dumps(tree | {"bit_ops": one.bit_ops}) + "\n"
 
 
 def test_the_first_schema_is_read_and_not_written(tmp_path: Path) -> None:
     path, rows = tmp_path / "old.jsonl", [row(), row(dataclasses.replace(KEY, epoch=1), measured_j=3.0)]
     path.write_text('{"schema": 1}\n' + "".join(map(as_schema_1, rows)))
-    assert Ledger(path).rows() == rows
+    read = Ledger(path).rows()
+    for old, new in zip(rows, read, strict=True):
+        for name in ("compute_j", "memory_j", "other_j", "traffic_bytes", "total_j"):
+            assert getattr(new.modelled, name) == getattr(old.modelled, name)
+        assert len(new.modelled.corners_j) == 12
+        assert dataclasses.replace(new, modelled=old.modelled) == old
     before = path.read_bytes()
     with pytest.raises(ValueError, match=r"old schema 1, which is read but not written; copy it with `.* merge .*old"):
         Ledger(path).append(row(dataclasses.replace(KEY, epoch=2)))
     assert path.read_bytes() == before
-    assert filled(tmp_path / "new.jsonl", merge([path])).rows() == rows
+    assert filled(tmp_path / "new.jsonl", merge([path])).rows() == read
 
 
 @pytest.mark.parametrize("text", ["notes", "notes\n", "[]\n", '{"schema": true}\n', '{"schema": 0}\n', '{"schema": 2'])

@@ -112,7 +112,7 @@ def test_a_difference_has_its_row_its_quantity_and_its_size() -> None:
     changes = {change.name: change for change in found.groups[0].changes}
     assert (changes["samples"].a, changes["samples"].b, changes["samples"].difference) == (10, 30, 20)
     assert changes["modelled_nominal_j"].ratio == pytest.approx(2.0)
-    assert changes["modelled.memory_j.high"].difference == pytest.approx(3.0)
+    assert changes["modelled.components_j.dram.high"].difference == pytest.approx(3.0)
     assert changes["metrics.accuracy"].difference == 0.25
     assert "duration_s" not in changes and "bit_ops" not in changes
     in_total = {change.name: change for change in found.totals}
@@ -143,7 +143,7 @@ def test_a_line_is_flat_and_says_what_people_ask_for(tmp_path: Path) -> None:
     nested = {name for name, value in columns.items() if isinstance(value, dict | list)}
     assert nested == {"modelled.corners_j", "counts"}
     assert (columns["phase"], columns["epoch"], columns["profile"]) == ("train", 2, "45nm")
-    assert columns["modelled_nominal_j"] == pytest.approx(4.5) and columns["modelled.memory_j.low"] == 0.75
+    assert columns["modelled_nominal_j"] == pytest.approx(4.5) and columns["modelled.components_j.dram.low"] == 0.75
     assert (columns["total_macs"], columns["macs.output.8x32"], columns["element_ops.relu"]) == (12, 4, 7)
     assert columns["bit_ops"] == 3 * 64 + 4 * 256 + 5 * 1024
     assert (columns["metrics.accuracy"], columns["measured_j"]) == (0.5, None)

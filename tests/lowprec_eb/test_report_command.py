@@ -60,7 +60,9 @@ def dearer(entry):
     """A profile's document with every energy a hundred times as large."""
     if isinstance(entry, dict) and str(entry.get("unit", "")).startswith("pJ"):
         return entry | {end: 100 * entry[end] for end in ("value", "low", "high") if end in entry}
-    return {key: dearer(below) for key, below in entry.items()} if isinstance(entry, dict) else entry
+    if isinstance(entry, dict):
+        return {key: dearer(below) for key, below in entry.items()}
+    return [dearer(below) for below in entry] if isinstance(entry, list) else entry
 
 
 @pytest.fixture
