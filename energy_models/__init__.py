@@ -1,6 +1,7 @@
 """What operations cost in energy: counts, hardware profiles, sensors and the ledger. Never imports lowprec_eb."""
 
 from energy_models.calibration import Calibration, EnergyWindow, calibrate
+from energy_models.count_store import CountStore, reprice
 from energy_models.count_tree import CountNode
 from energy_models.counter import count
 from energy_models.counts import (
@@ -15,7 +16,8 @@ from energy_models.counts import (
 from energy_models.difference import Difference, difference
 from energy_models.energy import ModelledEnergy, Range
 from energy_models.estimate import estimate, modelled_time_s
-from energy_models.ledger import Ledger, LedgerKey, LedgerRow, Totals, settled, totals
+from energy_models.footprint import Footprint
+from energy_models.ledger import Ledger, LedgerDiff, LedgerKey, LedgerRow, Totals, diff, merge, settled, totals
 from energy_models.meters import (
     EnergyCallback,
     MeasuredEnergy,
@@ -40,14 +42,17 @@ __all__ = [
     "Calibration",
     "Call",
     "CountNode",
+    "CountStore",
     "Difference",
     "ElementOps",
     "EnergyCallback",
     "EnergyWindow",
+    "Footprint",
     "FormatSpec",
     "Gemm",
     "HardwareProfile",
     "Ledger",
+    "LedgerDiff",
     "LedgerKey",
     "LedgerRow",
     "MeasuredEnergy",
@@ -70,15 +75,18 @@ __all__ = [
     "calibrate",
     "count",
     "count_optimizer",
+    "diff",
     "difference",
     "element_ops",
     "estimate",
     "load_profile",
     "measure",
     "measure_idle",
+    "merge",
     "modelled_time_s",
     "optimizer_state",
     "record",
+    "reprice",
     "settled",
     "sparsity",
     "totals",

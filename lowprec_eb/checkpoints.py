@@ -8,12 +8,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import uuid
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
+
+from energy_models.files import replacing
 
 _RESERVED = "__metadata__"  # safetensors keeps its own text under this name
 _META_KEY = "lowprec_eb"
@@ -35,7 +34,7 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any
     """
     _require_json(meta, "meta")
     stored = {name: _storable(name, tensor) for name, tensor in tensors.items()}
-    with _replacing(Path(path)) as temporary:
+    with replacing(Path(path)) as temporary:
         # not save_file: it puts its own file there, readable by its owner only whatever the umask says
         temporary.write_bytes(to_bytes(stored, metadata={_META_KEY: json.dumps(meta)}))
 
@@ -60,7 +59,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file; a crash at any point leaves the old file or the new one. Creates the folder."""
-    with _replacing(Path(path)) as temporary:
+    with replacing(Path(path)) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -155,25 +154,3 @@ def _require_json(value: Any, where: str) -> None:
             _require_json(item, f"{where}.{i}")
     elif not (value is None or type(value) in (bool, int, float, str)):
         raise ValueError(f"save: {where} is a {type(value).__name__}, which JSON does not hold; convert it or use pack")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place, on the disk too, when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)  # the new name itself must survive a power cut
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,16 +15,21 @@ from lowprec_eb.config import Config, load_config
 from lowprec_eb.count_command import count
 from lowprec_eb.format_sheet import format_sheet, parse_shape, sheets_csv, sheets_json
 from lowprec_eb.formats import NAMED, as_format
+from lowprec_eb.ledger_command import app as ledger_app
 from lowprec_eb.progress import CompareProgress
 from lowprec_eb.report import print_plan, print_report, write_report
 from lowprec_eb.report.format_pictures import write_format_picture
 from lowprec_eb.report.format_tables import print_sheets
+from lowprec_eb.report.saved import save_comparison
+from lowprec_eb.report_command import report
 from lowprec_eb.terminal import explained, new_console
 from lowprec_eb.workers import compare as run_comparison
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(count)
 app.command()(calibrate)
+app.command()(report)
+app.add_typer(ledger_app, name="ledger")
 
 
 @app.callback()
@@ -95,6 +100,6 @@ def _run(config: Config, out: Path, console: Console) -> None:
     with CompareProgress(console, arms) as progress:
         comparison = run_comparison(config, out, progress)
     folder = run_folder(config, out)
-    files = write_report(comparison, folder)
+    files = [save_comparison(comparison, folder), *write_report(comparison, folder)]
     print_report(comparison, console)
     console.print(f"\n{len(files)} files in {folder}", highlight=False)

@@ -146,6 +146,7 @@ def gather(config: Config, results: Sequence[ArmResult]) -> Comparison:
         splits=_task(config.task, config.device).samples,
         notes=(*NOTES, *_averaged(config, finished), *_uncounted(rows)),
         margin=config.margin,
+        footprint=config.footprint,
     )
 
 

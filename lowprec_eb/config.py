@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from energy_models.footprint import Footprint
 from lowprec_eb import strict_config
 from lowprec_eb.lab import ArmSettings, LabSettings
 from lowprec_eb.models import ModelSettings
@@ -25,7 +26,8 @@ class Config:
     profile: name of a hardware profile, or the path of a YAML file. margin: loss of accuracy (a fraction) that counts
     as equally accurate. threads: of torch on the CPU; part of the run's name, since it may change the last bit of a
     sum. workers: arms that run side by side, each in a process of its own; it changes no result. precisions: names
-    that arms may use beside the recipes'.
+    that arms may use beside the recipes'. footprint: what a kWh emits and costs, for CO2e and cost in the report; it
+    changes no result.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Config:
     backend: Literal["auto", "reference", "fast", "triton", "qtorch"] = "auto"
     workers: int = field(default=1, compare=False)
     precisions: Mapping[str, PrecisionSettings] = field(default_factory=dict)
+    footprint: Footprint | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.name.strip() or "/" in self.name:

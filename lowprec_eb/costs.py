@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from energy_models import FP32, ElementOps, OpCounts, count, count_optimizer, element_ops, optimizer_state
+from energy_models import (
+    FP32,
+    ElementOps,
+    OpCounts,
+    Operand,
+    Zeros,
+    count,
+    count_optimizer,
+    element_ops,
+    optimizer_state,
+)
 from energy_models.counts import quantizer_ops
 from lowprec_eb.averaging import StatisticsPass, WeightAverage
 from lowprec_eb.formats import Format
@@ -18,6 +28,8 @@ from lowprec_eb.optim import GROUP_OPTION, LowPrecisionOptimizer
 from lowprec_eb.stability import StabilitySettings
 from lowprec_eb.tasks import Task
 from lowprec_eb.tickets import TicketSettings, batch_norms
+
+Work = Sequence[tuple[OpCounts, int]]  # what was done, and how often
 
 
 @dataclass(frozen=True)
@@ -129,9 +141,19 @@ def _batch_costs(model: nn.Module, task: Task, sizes: Iterable[int], step: OpCou
     found = {}
     for size in sizes:
         images = torch.zeros(size, *task.input_shape)
-        of_batch = count(model, images, training=step is not None, loss=_cross_entropy)
+        of_batch = _at_any_weights(count(model, images, training=step is not None, loss=_cross_entropy))
         found[size] = of_batch if step is None else of_batch + step
     return found
+
+
+def _at_any_weights(counts: OpCounts) -> OpCounts:
+    """Without the zeros that the weights have at this moment: the next step has others, and so has a resumed run."""
+    gemms = tuple(replace(g, a=_all_elements(g.a), b=_all_elements(g.b), zeros=Zeros()) for g in counts.gemms)
+    return replace(counts, gemms=gemms)
+
+
+def _all_elements(operand: Operand) -> Operand:
+    return operand if operand.is_sparse else replace(operand, nonzeros=None)
 
 
 def _cross_entropy(logits: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from filelock import FileLock
 from torch import nn
 
 from energy_models import (
+    CountStore,
     HardwareProfile,
     Ledger,
     LedgerKey,
@@ -23,9 +24,10 @@ from energy_models import (
     OpCounts,
     estimate,
     measure,
+    settled,
 )
 from lowprec_eb import checkpoints
-from lowprec_eb.costs import EpochCosts, epoch_costs
+from lowprec_eb.costs import EpochCosts, Work, epoch_costs
 from lowprec_eb.instability import Diverged, Instability, to_text
 from lowprec_eb.lowering import lower, raise_
 from lowprec_eb.optim import LowPrecisionOptimizer
@@ -35,6 +37,8 @@ from lowprec_eb.quantize.random_bits import derive_seed
 from lowprec_eb.stability import StabilityMonitor
 from lowprec_eb.stage_average import stage_average
 from lowprec_eb.stage_data import (
+    COUNTS_FOLDER,
+    LEDGER_FILE,
     Position,
     Progress,
     Stage,
@@ -52,7 +56,7 @@ from lowprec_eb.versions import versions
 
 
 class StageRun(Callback):
-    """Runs a stage in its own folder: ``state.safetensors`` after every epoch, and ``ledger.jsonl``.
+    """Runs a stage in its own folder: ``state.safetensors`` after every epoch, ``ledger.jsonl``, and ``counts``.
 
     Killed at any moment, it goes on from the last finished epoch; the epoch that was lost is a new attempt in the
     ledger.
@@ -79,12 +83,13 @@ class StageRun(Callback):
             self.optimizer.inner.load_state_dict(copy.deepcopy(dict(start.optimizer_state)))
         self.averaging = stage_average(self.model, stage.training, stage.epochs, precision, task, stage.seed)
         self.monitor = self._monitor(raise_to)
-        self.tally = Tally(self._count, task.batch_sizes("train"), self.monitor)
+        self.tally = Tally(self._count, self.monitor)
         self.detector = _detector(stage.detector)
         self.position = Position(next_epoch=stage.first_epoch)
         self.progress: Progress | None = None
-        self.priced: dict[int, tuple[OpCounts, ModelledEnergy]] = {}
-        self.ledger = Ledger(folder / "ledger.jsonl")
+        self.ledger, self.counts = Ledger(folder / LEDGER_FILE), CountStore(folder / COUNTS_FOLDER)
+        self.rows: list[LedgerRow] = []  # what stands in the ledger
+        self.priced: dict[tuple[tuple[str, int], ...], tuple[OpCounts, ModelledEnergy]] = {}
         self.run_name = run
 
     def _first_run(self, run: str) -> str:
@@ -111,6 +116,7 @@ class StageRun(Callback):
         self.progress = progress
         with FileLock(self.folder / "lock"):  # another process may be at the same stage; freed when it dies
             self.run_name = self._first_run(self.run_name)
+            self.rows = self.ledger.rows() if self.ledger.path.exists() else []
             self._resume()
             self._check_ledger()
             if self.position.diverged is not None:
@@ -149,15 +155,15 @@ class StageRun(Callback):
             self.stage.phase, report.epoch, self.tally.train_costs(), samples["train"], report.measured, metrics
         )
         if self.detector:
-            self._charge("detect", report.epoch, self.tally.costs.detect, 0, detecting, {"mask_distance": distance})
-        self._charge(
-            "eval", report.epoch, self.tally.costs.validate, samples["validation"], validating, {"split": "validation"}
-        )
+            looked = [(self.tally.costs.detect, 1)]
+            self._charge("detect", report.epoch, looked, 0, detecting, {"mask_distance": distance})
+        passed, split = [(self.tally.costs.validate, 1)], "validation"
+        self._charge("eval", report.epoch, passed, samples[split], validating, {"split": split})
         self._charge_average(report.epoch, report.measured)
         self._advance(report.epoch, accuracy, ticket)
         self.tally.begin_epoch()
         if self.progress is not None:
-            self.progress.epoch(self.stage, row, sum(r.modelled.nominal_j for r in self.ledger.settled()))
+            self.progress.epoch(self.stage, row, sum(r.modelled.nominal_j for r in settled(self.rows)))
         return ticket is not None
 
     def _advance(self, epoch: int, accuracy: float, ticket: Ticket | None) -> None:
@@ -208,11 +214,11 @@ class StageRun(Callback):
 
     def _diverged(self, record: dict[str, Any]) -> StageDiverged:
         event = Instability.from_tree(record["event"])
-        return StageDiverged(record["message"], event, self.stage, tuple(self.ledger.settled()))
+        return StageDiverged(record["message"], event, self.stage, tuple(settled(self.rows)))
 
     def _train(self) -> None:
         if self.start.costs is not None and self.position.next_epoch == self.stage.first_epoch:
-            self._charge("prune", self.stage.first_epoch, self.start.costs, 0, self.start.measured, {})
+            self._charge("prune", self.stage.first_epoch, [(self.start.costs, 1)], 0, self.start.measured, {})
         if self.position.ticket is not None:
             return
         callbacks: list[Callback] = [self]
@@ -266,37 +272,42 @@ class StageRun(Callback):
             _, accuracy = self.task.evaluate(model, "test")
         self.model.load_state_dict(final)
         # The test pass stands at the epoch after the last, so that it does not collide with a validation row.
-        self._charge("eval", self.position.next_epoch, of_test, self.task.samples["test"], testing, {"split": "test"})
+        epoch, samples = self.position.next_epoch, self.task.samples["test"]
+        self._charge("eval", epoch, [(of_test, 1)], samples, testing, {"split": "test"})
         return accuracy
 
     def _charge_average(self, epoch: int, training: MeasuredEnergy) -> None:
         if self.averaging is not None:
-            self.averaging.charge_updates(self._charge, epoch, *self.tally.average_costs(), training)
+            self.averaging.charge_updates(self._charge, epoch, self.tally.average_costs(), training)
 
     def _charge(
-        self, phase: Any, epoch: int, counts: OpCounts, samples: int, measured: Any, metrics: dict[str, Any]
+        self, phase: Any, epoch: int, work: Work, samples: int, measured: Any, metrics: dict[str, Any]
     ) -> LedgerRow:
         key = LedgerKey(run=self.run_name, stage=self.stage.key, phase=phase, epoch=epoch)
+        kept = self.counts.put_all(work)  # before the row that refers to them
+        counts, modelled = self._price(kept)
         row = LedgerRow.from_counts(
             replace(key, attempt=self.ledger.next_attempt(key)),
             counts,
-            self._price(counts),
+            modelled,
             samples=samples,
             measured_j=None if measured is None else measured.energy_j,
             duration_s=0.0 if measured is None else measured.duration_s,
             metrics=metrics,
+            profile=self.profile.name,
+            kept=kept,
         )
         self.ledger.append(row)
+        self.rows.append(row)
         return row
 
-    def _price(self, counts: OpCounts) -> ModelledEnergy:
-        """Modelled energy; the counts of a stage are the same objects every epoch, so each is priced once.
-
-        The cache holds on to the counts, so that no other object can take over an id.
-        """
-        if id(counts) not in self.priced:
-            self.priced[id(counts)] = (counts, estimate(counts, self.profile))
-        return self.priced[id(counts)][1]
+    def _price(self, kept: dict[str, int]) -> tuple[OpCounts, ModelledEnergy]:
+        """The sum of stored counts and its modelled energy; most epochs do the same, which is priced once."""
+        parts = tuple(kept.items())
+        if parts not in self.priced:
+            counts = self.counts.total(kept)
+            self.priced[parts] = (counts, estimate(counts, self.profile))
+        return self.priced[parts]
 
     # State ---------------------------------------------------------------------------------------------------------
 
@@ -344,8 +355,7 @@ class StageRun(Callback):
             expected |= {("average", epoch) for epoch in self.averaging.charged(position.next_epoch, position.finished)}
         if self.start.costs is not None:
             expected.add(("prune", stage.first_epoch))
-        rows = self.ledger.settled() if self.ledger.path.exists() else []
-        if missing := sorted(expected - {(row.key.phase, row.key.epoch) for row in rows}):
+        if missing := sorted(expected - {(row.key.phase, row.key.epoch) for row in self.rows}):
             phase, epoch = missing[0]
             raise ValueError(
                 f"{self.ledger.path}: {len(missing)} rows are missing, the first of phase {phase!r}, epoch {epoch}; "
@@ -366,7 +376,7 @@ class StageRun(Callback):
             validation_accuracy=position.best_accuracy,
             test_accuracy=position.test_accuracy,
             scores=torch.stack(position.scores),
-            rows=tuple(self.ledger.settled()),
+            rows=tuple(settled(self.rows)),
         )
 
 

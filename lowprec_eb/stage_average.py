@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from energy_models import MeasuredEnergy, OpCounts, measure
+from energy_models import MeasuredEnergy, measure
 from lowprec_eb.averaging import WeightAverage
-from lowprec_eb.costs import AverageCosts
+from lowprec_eb.costs import AverageCosts, Work
 from lowprec_eb.lowering import lower
 from lowprec_eb.precision import Precision
 from lowprec_eb.quantize.random_bits import derive_seed
 from lowprec_eb.tasks import Task
 from lowprec_eb.train import Callback, TrainSettings
 
-Charge = Callable[..., Any]  # (phase, epoch, counts, samples, measured, metrics): writes a row of the stage's ledger
+Charge = Callable[..., Any]  # (phase, epoch, work, samples, measured, metrics): writes a row of the stage's ledger
 _AVERAGE_SEED = 3  # tells the average's random bits from those of the stages' optimizers
 
 
@@ -75,16 +75,14 @@ class StageAverage(Callback):
         """The epochs with a ledger row of phase ``average``, of a stage that has trained up to ``epoch``."""
         return [e for e in range(self.epochs.start, epoch) if self.updates(e)] + ([epoch] if finished else [])
 
-    def charge_updates(
-        self, charge: Charge, epoch: int, counts: OpCounts, updates: int, training: MeasuredEnergy
-    ) -> None:
+    def charge_updates(self, charge: Charge, epoch: int, updates: Work, training: MeasuredEnergy) -> None:
         """Write what the updates of an epoch cost; nothing without updates."""
         if not updates:
             return
         # The sensor saw them as part of the training, whose row has their joules and seconds.
         none = None if training.energy_j is None else 0.0
         measured = replace(training, energy_j=none, duration_s=0.0)
-        charge("average", epoch, counts, 0, measured, {"updates": updates})
+        charge("average", epoch, updates, 0, measured, {"updates": sum(times for _, times in updates)})
 
     def validate(self, charge: Charge, costs: AverageCosts | None, task: Task, epoch: int) -> float:
         """Validation accuracy of the averaged model, its statistics taken on the training batches of ``epoch``, the one
@@ -96,7 +94,7 @@ class StageAverage(Callback):
             _, accuracy = task.evaluate(self.average.model, "validation")
         samples = task.samples["validation"] + (task.samples["train"] if self.average.has_statistics else 0)
         metrics = {"average_validation_accuracy": accuracy, "weights_averaged": self.average.count}
-        charge("average", epoch, costs.statistics + costs.validate, samples, measured, metrics)
+        charge("average", epoch, [(costs.statistics, 1), (costs.validate, 1)], samples, measured, metrics)
         return accuracy
 
 

@@ -17,6 +17,7 @@ from lowprec_eb.tickets import Ticket, TicketSettings
 from lowprec_eb.train import TrainSettings
 
 StagePhase = Literal["search", "train", "retrain"]
+LEDGER_FILE, COUNTS_FOLDER = "ledger.jsonl", "counts"  # in a stage's folder; the ledger refers to the counts
 
 
 @dataclass(frozen=True)

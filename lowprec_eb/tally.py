@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-from energy_models import OpCounts
-from lowprec_eb.costs import EpochCosts, summed
+from lowprec_eb.costs import EpochCosts, Work
 from lowprec_eb.instability import to_text
 from lowprec_eb.stability import StabilityMonitor
 
@@ -17,21 +16,17 @@ class Tally:
 
     Args:
         count: the costs in the precision that is in force when it is called.
-        whole_epoch: batch size -> number of such batches.
     """
 
-    def __init__(
-        self, count: Callable[[], EpochCosts], whole_epoch: Mapping[int, int], monitor: StabilityMonitor | None
-    ) -> None:
-        self.monitor, self._count, self._whole_epoch = monitor, count, dict(whole_epoch)
+    def __init__(self, count: Callable[[], EpochCosts], monitor: StabilityMonitor | None) -> None:
+        self.monitor, self._count = monitor, count
         self._costs: dict[bool, EpochCosts] = {}  # before and after the precision was raised
         self._batches: dict[bool, dict[int, int]] = {False: {}, True: {}}
         self._updates: dict[bool, int] = {False: 0, True: 0}
         self._began_s = 0.0
 
     def begin_epoch(self) -> None:
-        if self._raised not in self._costs:
-            self._costs[self._raised] = self._count()
+        self._at(self._raised)  # counted as the model stands now
         self._batches, self._updates = {False: {}, True: {}}, {False: 0, True: 0}
         self._began_s = time.perf_counter()
 
@@ -51,27 +46,31 @@ class Tally:
     @property
     def costs(self) -> EpochCosts:
         """Of the precision in force."""
-        if self._raised not in self._costs:
-            self._costs[self._raised] = self._count()
-        return self._costs[self._raised]
+        return self._at(self._raised)
 
-    def train_costs(self) -> OpCounts:
-        """Of the steps of this epoch."""
-        costs = self.costs
-        if self._batches[self._raised] == self._whole_epoch:
-            return costs.train
-        parts = [summed(self._costs[raised].train_batch, of) for raised, of in self._batches.items() if of]
-        return sum(parts, OpCounts())
+    def _at(self, raised: bool) -> EpochCosts:
+        """Of the precision in force, or of that before it was raised, which has been counted."""
+        if raised == self._raised and raised not in self._costs:
+            self._costs[raised] = self._count()
+        return self._costs[raised]
 
-    def average_costs(self) -> tuple[OpCounts, int]:
-        """Of this epoch's updates of a weight average, and how many they were."""
-        total = OpCounts()
+    def train_costs(self) -> Work:
+        """The steps of this epoch."""
+        return [
+            (self._at(raised).train_batch[size], times)
+            for raised, of in self._batches.items()
+            for size, times in of.items()
+        ]
+
+    def average_costs(self) -> Work:
+        """This epoch's updates of a weight average."""
+        work = []
         for raised, times in self._updates.items():
             if times:
-                costs = (self.costs if raised == self._raised else self._costs[raised]).average
+                costs = self._at(raised).average
                 assert costs is not None
-                total = total + costs.update * times
-        return total, sum(self._updates.values())
+                work.append((costs.update, times))
+        return work
 
     def samples(self) -> int:
         return sum(size * times for of in self._batches.values() for size, times in of.items())

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from energy_models.ledger import totals
 from lowprec_eb.checkpoints import write_text
+from lowprec_eb.report.footprint_table import footprint_sentence, footprint_table
 from lowprec_eb.report.pictures import missing_pictures, write_pictures
 from lowprec_eb.report.sentences import sentences
 from lowprec_eb.report.summary import ArmSummary, Comparison, MaskHistory, SeedSummary, Spread, summarise
@@ -59,7 +60,10 @@ def print_report(comparison: Comparison, console: Console) -> None:
     The tables need a console of 150 columns; a narrower one wraps their cells.
     """
     console.print(Text(comparison.name, style="bold"))
-    for table in build_tables(comparison):
+    tables = list(build_tables(comparison))
+    if comparison.footprint is not None:
+        tables.append(footprint_table(summarise(comparison), comparison.footprint))
+    for table in tables:
         console.print(table)
         console.print()
     absent = [f"{name} is not drawn: {reason}." for name, reason in missing_pictures(comparison).items()]
@@ -72,6 +76,9 @@ def print_plan(comparison: Comparison, console: Console, *, seeds: int) -> None:
     console.print(Text(f"{comparison.name}: plan", style="bold"))
     console.print(build_plan_table(comparison))
     console.print()
+    if comparison.footprint is not None:
+        console.print(footprint_table(summarise(comparison), comparison.footprint))
+        console.print()
     everything = totals(row for rows in comparison.rows.values() for row in rows)
     macs = seeds * sum(everything.macs.values())
     scale = Scale.of([macs])
@@ -80,6 +87,7 @@ def print_plan(comparison: Comparison, console: Console, *, seeds: int) -> None:
         f"All arms and {seeds} seed{'s' if seeds > 1 else ''}, each shared stage once, evaluation included: "
         f"{scale.text(macs)} {scale.prefix} MACs.",
         *comparison.notes,
+        *([] if comparison.footprint is None else [footprint_sentence(comparison.footprint)]),
     ]
     for line in lines:
         console.print(Text(f"- {line}"))

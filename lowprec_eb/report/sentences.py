@@ -9,6 +9,7 @@ from energy_models.energy import Range
 from energy_models.ledger import LedgerRow
 from lowprec_eb.instability import Instability, from_text
 from lowprec_eb.outcome import DivergedOutcome, TicketSummary
+from lowprec_eb.report.footprint_table import footprint_sentence
 from lowprec_eb.report.roles import Roles, assign_roles, random_pairs
 from lowprec_eb.report.summary import ArmSummary, Comparison, Spread, accuracy_difference, summarise
 from lowprec_eb.report.units import energy_text, ratio_text, three_digits
@@ -35,6 +36,7 @@ def sentences(comparison: Comparison) -> list[str]:
         *_diverged(comparison),
         *_unstable(comparison),
         *_measured(arms),
+        *([] if comparison.footprint is None else [footprint_sentence(comparison.footprint)]),
     ]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from energy_models.energy import ModelledEnergy, Range
+from energy_models.footprint import Footprint
 from energy_models.ledger import PHASES, LedgerRow, totals
 from lowprec_eb.outcome import DivergedOutcome, Outcome, TicketSummary
 
@@ -44,7 +45,8 @@ class Comparison:
     ``profile`` is one line with the profile's name and description; ``rows`` are the settled ledger rows by stage, each
     stage once, however many arms it is charged to; ``splits`` are the sizes of "train", "validation" and "test";
     ``notes`` are printed as they are; ``margin`` is the loss of accuracy (a fraction) that counts as equally accurate;
-    ``diverged`` are the arms and seeds that have no outcome: they are named, and are in no mean.
+    ``diverged`` are the arms and seeds that have no outcome: they are named, and are in no mean; with a ``footprint``
+    CO2e and cost are reported.
 
     Raises ValueError when there is no outcome, an arm has two outcomes for a seed or describes itself in two ways, or a
     stage is charged twice to one outcome, is not in ``rows`` or has no rows.
@@ -59,6 +61,7 @@ class Comparison:
     notes: tuple[str, ...]
     margin: float = 0.01
     diverged: tuple[DivergedOutcome, ...] = ()
+    footprint: Footprint | None = None
 
     def __post_init__(self) -> None:
         if not self.outcomes:

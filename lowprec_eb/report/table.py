@@ -15,9 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from energy_models.energy import ModelledEnergy
+from energy_models.footprint import Footprint
 from energy_models.ledger import PHASES, totals
 from lowprec_eb.checkpoints import write_text
 from lowprec_eb.outcome import DivergedOutcome
+from lowprec_eb.report.footprint_table import footprint_cells, footprint_tree
 from lowprec_eb.report.sentences import sentences
 from lowprec_eb.report.summary import (
     ArmSummary,
@@ -77,8 +79,8 @@ def to_csv(comparison: Comparison, path: Path) -> None:
 
     An arm that diverged with every seed has empty cells but for what it is, and its ``diverged_seeds``.
     """
-    lines = [_flat(arm) for arm in summarise(comparison)]
-    columns = list(lines[0])
+    lines = [_flat(arm) | footprint_cells(arm, comparison.footprint) for arm in summarise(comparison)]
+    columns = list(dict.fromkeys(name for line in lines for name in line))
     lines += [_flat_lost(outcomes) for outcomes in diverged_arms(comparison).values()]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -95,7 +97,8 @@ def to_json(comparison: Comparison, path: Path) -> None:
         "profile": comparison.profile,
         "margin": comparison.margin,
         "splits": dict(comparison.splits),
-        "arms": [_arm_tree(arm) for arm in summarise(comparison)],
+        **({} if comparison.footprint is None else {"footprint": footprint_tree(comparison.footprint)}),
+        "arms": [_arm_tree(arm, comparison.footprint) for arm in summarise(comparison)],
         "diverged": [_diverged_tree(comparison, outcome) for outcome in comparison.diverged],
         "sentences": sentences(comparison),
         "notes": list(comparison.notes),
@@ -271,14 +274,17 @@ def _diverged_tree(comparison: Comparison, outcome: DivergedOutcome) -> dict[str
     return named | {"stages": list(outcome.stages), "event": outcome.event.to_tree(), **_energy_cells(spent)}
 
 
-def _arm_tree(arm: ArmSummary) -> dict[str, Any]:
-    cells = _flat(arm)
+def _arm_tree(arm: ArmSummary, footprint: Footprint | None) -> dict[str, Any]:
+    cells = _flat(arm) | footprint_cells(arm, footprint)
     for joined in ("ticket_epochs", "tickets_on_time", "diverged_seeds"):
         del cells[joined]  # the seeds have them
-    return cells | {"diverged_seeds": list(arm.diverged_seeds), "seeds": [_seed_tree(seed) for seed in arm.seeds]}
+    return cells | {
+        "diverged_seeds": list(arm.diverged_seeds),
+        "seeds": [_seed_tree(seed, footprint) for seed in arm.seeds],
+    }
 
 
-def _seed_tree(seed: SeedSummary) -> dict[str, Any]:
+def _seed_tree(seed: SeedSummary, footprint: Footprint | None) -> dict[str, Any]:
     return {
         "seed": seed.seed,
         "stages": list(seed.stages),
@@ -287,4 +293,5 @@ def _seed_tree(seed: SeedSummary) -> dict[str, Any]:
         "best_epoch": seed.best_epoch,
         "ticket": seed.ticket and dataclasses.asdict(seed.ticket),
         **_number_cells(seed),
+        **footprint_cells(seed, footprint),
     }

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import math
+import multiprocessing
 import os
+import resource
+import signal
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +23,19 @@ from hypothesis import strategies as st
 
 from energy_models.energy import ModelledEnergy, Range
 from energy_models.estimate import CORNERS
-from energy_models.ledger import GEMMS, PHASES, Ledger, LedgerKey, LedgerRow, PhaseTotals, settled, totals
+from energy_models.ledger import (
+    GEMMS,
+    PHASES,
+    SCHEMA,
+    Ledger,
+    LedgerKey,
+    LedgerRow,
+    PhaseTotals,
+    merge,
+    settled,
+    totals,
+)
+from energy_models.ledger import file as file_module
 
 KEY = LedgerKey("run", "dense", "train", 0)
 
@@ -30,7 +48,6 @@ def modelled(joules: float) -> ModelledEnergy:
 def row(key: LedgerKey = KEY, samples: int = 10, **changes: Any) -> LedgerRow:
     values: dict[str, Any] = {
         "macs": {"output": {"8x8": 3, "8x32": 4}, "grad_input": {}, "grad_weight": {"32x32": 5}},
-        "bit_ops": 2**70,
         "element_ops": {"relu": 7},
         "modelled": modelled(1.5),
         "measured_j": None,
@@ -56,12 +73,12 @@ rows = st.builds(
     key=keys,
     samples=counts,
     macs=st.fixed_dictionaries({gemm: st.dictionaries(st.sampled_from(["8x8", "8x32"]), counts) for gemm in GEMMS}),
-    bit_ops=counts,
     element_ops=st.dictionaries(st.text(max_size=3), counts, max_size=2),
     modelled=st.builds(modelled, joules),
     measured_j=st.none() | joules,
     duration_s=joules,
     metrics=st.dictionaries(st.text(max_size=3), st.none() | st.text() | st.floats(allow_nan=False), max_size=3),
+    counts=st.none() | st.dictionaries(st.text("0123456789abcdef", min_size=1), st.integers(0, 9), max_size=2),
 )
 ledgers = st.lists(rows, max_size=5, unique_by=lambda one: one.key)
 
@@ -81,7 +98,7 @@ def filled(path: Path, contents: Iterable[LedgerRow]) -> Ledger:
 def test_what_was_appended_is_read_back(tmp_path_factory: pytest.TempPathFactory, written: list[LedgerRow]) -> None:
     path = tmp_path_factory.mktemp("ledger") / "ledger.jsonl"
     assert filled(path, written).rows() == written
-    assert path.read_bytes().splitlines()[0] == b'{"schema": 1}'
+    assert all(json.loads(line)["schema"] == SCHEMA for line in path.read_text().splitlines())
 
 
 def test_appending_never_changes_what_stands(tmp_path: Path) -> None:
@@ -90,7 +107,7 @@ def test_appending_never_changes_what_stands(tmp_path: Path) -> None:
     for epoch in range(3):
         ledger.append(row(dataclasses.replace(KEY, epoch=epoch)))
         after = ledger.path.read_bytes()
-        assert after.startswith(before) and after.count(b"\n") == epoch + 2
+        assert after.startswith(before) and after.count(b"\n") == epoch + 1
         before = after
 
 
@@ -115,14 +132,52 @@ def test_a_write_killed_at_any_byte_loses_only_its_own_row(tmp_path: Path) -> No
         assert ledger.path.read_bytes() == whole
 
 
-def test_a_header_killed_at_any_byte_is_written_again(tmp_path: Path) -> None:
+def test_a_first_row_killed_at_any_byte_is_written_again(tmp_path: Path) -> None:
     ledger = filled(tmp_path / "ledger.jsonl", [row()])
     whole = ledger.path.read_bytes()
-    for size in range(whole.index(b"\n") + 2):
+    for size in range(len(whole)):
         ledger.path.write_bytes(whole[:size])
         assert ledger.rows() == []
         ledger.append(row())
         assert ledger.path.read_bytes() == whole
+
+
+def test_a_torn_row_is_told_when_read_and_when_removed(tmp_path: Path) -> None:
+    ledger = filled(tmp_path / "ledger.jsonl", [row()])
+    with ledger.path.open("ab") as file:
+        file.write(b'{"schema": 2, "run"')
+    with pytest.warns(RuntimeWarning, match=r"ledger\.jsonl: the last 19 bytes are a row that was cut short"):
+        assert ledger.rows() == [row()]
+    with pytest.warns(RuntimeWarning, match="19 bytes .* are removed; all rows before it are there"):
+        ledger.append(row(dataclasses.replace(KEY, epoch=1)))
+
+
+_APPEND_FOR_EVER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_ledger import KEY, row
+import dataclasses
+from energy_models.ledger import Ledger
+ledger, epoch = Ledger(sys.argv[1]), 0
+while True:
+    ledger.append(row(dataclasses.replace(KEY, epoch=epoch)))
+    print(epoch, flush=True)
+    epoch += 1
+"""
+
+
+def test_a_process_killed_while_it_appends_loses_no_row_that_it_had_written(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    command = [sys.executable, "-W", "ignore", "-c", _APPEND_FOR_EVER, str(path), str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        told = [int(process.stdout.readline()) for _ in range(5)]
+        process.send_signal(signal.SIGKILL)
+        told += [int(line) for line in process.stdout if line.endswith("\n")]
+    found = [one.key.epoch for one in Ledger(path).rows()]
+    assert found == list(range(len(found))) and len(found) >= len(told)
+    Ledger(path).append(row(dataclasses.replace(KEY, epoch=len(found))))
 
 
 @pytest.mark.parametrize("on_disk", [0, 1, 40])
@@ -131,19 +186,51 @@ def test_a_full_disk_names_the_file_and_keeps_the_earlier_rows(
 ) -> None:
     ledger = filled(tmp_path / "ledger.jsonl", [row()])
     whole = ledger.path.read_bytes()
-    write = os.write
+    write, room = os.write, [on_disk]
 
-    def short_write(descriptor: int, line: bytes) -> int:
-        return write(descriptor, line[:on_disk])
+    def full(descriptor: int, line: bytes) -> int:
+        if not any(room):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, line[: room.pop()])
 
-    monkeypatch.setattr(os, "write", short_write)
-    with pytest.raises(OSError, match="bytes of the row") as caught:
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(
+        OSError, match="No space left on device: the row could not be written, the rows before"
+    ) as caught:
         ledger.append(row(dataclasses.replace(KEY, epoch=1)))
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(ledger.path))
     assert ledger.path.read_bytes() == whole
     monkeypatch.undo()
     ledger.append(row(dataclasses.replace(KEY, epoch=1)))
     assert len(ledger.rows()) == 2
+
+
+def test_a_write_that_the_system_ends_early_is_undone(tmp_path: Path) -> None:
+    """A real limit of the system, in the middle of the second row."""
+    ledger = filled(tmp_path / "ledger.jsonl", [row()])
+    whole = ledger.path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large: the row could not be written"):
+            ledger.append(row(dataclasses.replace(KEY, epoch=1)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert ledger.path.read_bytes() == whole
+    ledger.append(row(dataclasses.replace(KEY, epoch=1)))
+    assert len(ledger.rows()) == 2
+
+
+def test_several_rows_are_written_all_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = filled(tmp_path / "ledger.jsonl", [row()])
+    new = [row(dataclasses.replace(KEY, epoch=epoch)) for epoch in (1, 2)]
+    with pytest.raises(ValueError, match="already has a row"):
+        ledger.extend([*new, row()])
+    with pytest.raises(ValueError, match="two of the rows to write have the key"):
+        ledger.extend([*new, new[0]])
+    assert ledger.rows() == [row()]
+    ledger.extend(new)
+    assert ledger.rows() == [row(), *new]
 
 
 @pytest.mark.parametrize("call", ["write", "fsync"])
@@ -178,8 +265,13 @@ def test_each_append_reaches_the_disk_as_one_write(tmp_path: Path, monkeypatch: 
         (b'"samples": 10', b'"samples": 10, "extra": 1'),
         (b'"phase": "train"', b'"phase": "sleep"'),
         (b'"measured_j": null, ', b""),
-        (b'{"key"', b'\xff{"key"'),
-        (b'{"key"', b'\n{"key"'),
+        (b'{"schema"', b'\xff{"schema"'),
+        (b'{"schema"', b'\n{"schema"'),
+        (b'{"schema": 2, ', b"{"),
+        (b'"counts": null}', b""),
+        (b'"modelled.components_j.compute.low": 0.75, ', b""),
+        (b'"samples"', b'"modelled.components_j.compute.low.x": 1, "samples"'),
+        (b'"counts"', b'"modelled.components_j.compute.low.x": 1, "counts"'),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, old: bytes, new: bytes) -> None:
@@ -187,6 +279,7 @@ def test_a_bad_line_is_named(tmp_path: Path, old: bytes, new: bytes) -> None:
     first, rest = ledger.path.read_bytes().split(b"\n", 1)
     assert old in rest
     ledger.path.write_bytes(first + b"\n" + rest.replace(old, new, 1))
+    os.utime(ledger.path, (1, 1))  # the clock of files may be too coarse to see that it was changed
     with pytest.raises(ValueError, match=r"ledger\.jsonl:2: not a ledger row"):
         ledger.rows()
     with pytest.raises(ValueError, match=r"ledger\.jsonl:2"):
@@ -195,24 +288,106 @@ def test_a_bad_line_is_named(tmp_path: Path, old: bytes, new: bytes) -> None:
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
-    path.write_text('{"schema": 2}\n')
-    with pytest.raises(ValueError, match=r"ledger\.jsonl:1: the ledger has schema 2, .* up to 1: update lowprec-eb"):
-        Ledger(path).rows()
-    with pytest.raises(ValueError, match="schema 2"):
-        Ledger(path).append(row())
-    assert path.read_text() == '{"schema": 2}\n'
+    for text in ('{"schema": 3}\n', '{"schema": 3, "run": "a"}\n'):
+        path.write_text(text)
+        with pytest.raises(
+            ValueError, match=r"ledger\.jsonl:1: the ledger has schema 3, .* up to 2: update lowprec-eb"
+        ):
+            Ledger(path).rows()
+        with pytest.raises(ValueError, match="schema 3"):
+            Ledger(path).append(row())
+        assert path.read_text() == text
+    path.unlink()
+    ledger = filled(path, [row()])
+    with path.open("a") as file:
+        file.write('{"schema": 3}\n')
+    with pytest.raises(ValueError, match=r"ledger\.jsonl:2: the ledger has schema 3"):
+        ledger.rows()
 
 
-@pytest.mark.parametrize("text", ["notes", "notes\n", "[]\n", '{"schema": true}\n', '{"schema": 0}\n', '{"schema": 1'])
+def as_schema_1(one: LedgerRow) -> str:
+    """The row as the first version of the ledger wrote it."""
+    tree, energy = dataclasses.asdict(one), one.modelled
+    del tree["profile"], tree["counts"]
+    parts = {name: dataclasses.asdict(getattr(energy, name)) for name in ("compute_j", "memory_j", "other_j")}
+    parts["traffic_bytes"] = dataclasses.asdict(energy.traffic_bytes)
+    tree["modelled"] = parts | {"corners_j": energy.corners_j[:12]}
+    return json.dumps(tree | {"bit_ops": one.bit_ops}) + "\n"
+
+
+def test_the_first_schema_is_read_and_not_written(tmp_path: Path) -> None:
+    path, rows = tmp_path / "old.jsonl", [row(), row(dataclasses.replace(KEY, epoch=1), measured_j=3.0)]
+    path.write_text('{"schema": 1}\n' + "".join(map(as_schema_1, rows)))
+    read = Ledger(path).rows()
+    for old, new in zip(rows, read, strict=True):
+        for name in ("compute_j", "memory_j", "other_j", "traffic_bytes", "total_j"):
+            assert getattr(new.modelled, name) == getattr(old.modelled, name)
+        assert len(new.modelled.corners_j) == 12
+        assert dataclasses.replace(new, modelled=old.modelled) == old
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"old schema 1, which is read but not written; copy it with `.* merge .*old"):
+        Ledger(path).append(row(dataclasses.replace(KEY, epoch=2)))
+    assert path.read_bytes() == before
+    assert filled(tmp_path / "new.jsonl", merge([path])).rows() == read
+
+
+@pytest.mark.parametrize("text", ["notes", "notes\n", "[]\n", '{"schema": true}\n', '{"schema": 0}\n', '{"schema": 2'])
 def test_another_file_is_left_alone(tmp_path: Path, text: str) -> None:
     path = tmp_path / "notes.txt"
     path.write_text(text)
-    if text == '{"schema": 1':  # the beginning of a header: a ledger killed at birth
+    if text == '{"schema": 2':  # the beginning of a row: a ledger killed at birth
         assert Ledger(path).rows() == []
         return
     with pytest.raises(ValueError, match="not a ledger"):
         Ledger(path).append(row())
     assert path.read_text() == text
+
+
+def test_appending_does_not_read_the_file_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = filled(tmp_path / "ledger.jsonl", [row()])
+
+    def refuse(_: Path) -> bytes:
+        raise AssertionError("the ledger was read")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    for epoch in range(1, 5):
+        key = dataclasses.replace(KEY, epoch=epoch)
+        ledger.append(row(dataclasses.replace(key, attempt=ledger.next_attempt(key))))
+
+
+def test_what_another_writes_in_between_is_seen(tmp_path: Path) -> None:
+    one, other = Ledger(tmp_path / "ledger.jsonl"), Ledger(tmp_path / "ledger.jsonl")
+    one.append(row())
+    other.append(row(dataclasses.replace(KEY, epoch=1)))
+    with pytest.raises(ValueError, match="already has a row"):
+        one.append(row(dataclasses.replace(KEY, epoch=1)))
+    assert one.next_attempt(dataclasses.replace(KEY, epoch=1)) == 1
+
+
+def _append_many(path: Path, rank: int) -> None:
+    ledger = Ledger(path)
+    for epoch in range(20):
+        ledger.append(row(dataclasses.replace(KEY, epoch=epoch, rank=rank)))
+
+
+def test_processes_append_in_turns(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=_append_many, args=(tmp_path / "ledger.jsonl", rank)) for rank in range(3)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    assert sorted((one.key.rank, one.key.epoch) for one in Ledger(tmp_path / "ledger.jsonl").rows()) == [
+        (rank, epoch) for rank in range(3) for epoch in range(20)
+    ]
+
+
+def test_a_file_that_another_keeps_locked_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = filled(tmp_path / "ledger.jsonl", [row()])
+    monkeypatch.setattr(file_module, "_PATIENCE_S", 0.0)
+    with file_module._locked(ledger.path), pytest.raises(OSError, match="another process has kept it locked"):
+        Ledger(ledger.path).append(row(dataclasses.replace(KEY, epoch=1)))
+    assert ledger.rows() == [row()]
 
 
 def test_a_missing_ledger_is_not_an_empty_one(tmp_path: Path) -> None:
@@ -328,10 +503,11 @@ def test_totals_of_nothing_measured_nothing() -> None:
 
 def test_a_row_from_counts() -> None:
     macs_by_bits = {("output", 8, 32): 12, ("output", 8, 8): 3, ("grad_weight", 32, 32): 5}
-    counted: Any = SimpleNamespace(macs_by_bits=macs_by_bits, bit_ops=99, element_ops_by_kind={"relu": 7})
+    counted: Any = SimpleNamespace(macs_by_bits=macs_by_bits, element_ops_by_kind={"relu": 7})
     made = LedgerRow.from_counts(KEY, counted, modelled(1.0), 64, 2.0, 0.5, {"accuracy": 0.9})
     assert made.macs == {"output": {"8x32": 12, "8x8": 3}, "grad_input": {}, "grad_weight": {"32x32": 5}}
-    assert (made.key, made.bit_ops, made.element_ops, made.samples) == (KEY, 99, {"relu": 7}, 64)
+    assert (made.key, made.element_ops, made.samples) == (KEY, {"relu": 7}, 64)
+    assert (made.total_macs, made.bit_ops) == (20, 12 * 256 + 3 * 64 + 5 * 1024)
     assert (made.modelled, made.measured_j, made.duration_s) == (modelled(1.0), 2.0, 0.5)
     assert made.metrics == {"accuracy": 0.9}
 

@@ -66,7 +66,6 @@ def row(
         key=LedgerKey("run", stage, phase, epoch),  # type: ignore[arg-type]
         samples=1078,
         macs=by_gemm,
-        bit_ops=2 * macs * bits**2 + macs * 1024,
         element_ops={"relu": 10},
         modelled=energy(nominal_j, bits),
         measured_j=measured_j,

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lowprec_eb import checkpoints
+from energy_models import files
 from lowprec_eb.checkpoints import load, pack, save, unpack, write_text
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.bool, torch.int64, torch.uint8]
@@ -167,7 +167,7 @@ def test_file_is_on_the_disk_before_it_gets_its_name_and_the_folder_after(
 ) -> None:
     steps: list[str] = []
     replace = Path.replace
-    monkeypatch.setattr(checkpoints, "_sync", lambda path: steps.append("folder" if path.is_dir() else "file"))
+    monkeypatch.setattr(files, "sync", lambda path: steps.append("folder" if path.is_dir() else "file"))
     monkeypatch.setattr(Path, "replace", lambda self, target: (steps.append("rename"), replace(self, target))[1])
     save(tmp_path / "a", {"t": torch.ones(1)}, {})
     assert steps == ["file", "rename", "folder"]

@@ -186,3 +186,21 @@ def test_watching_a_step_looks_at_all_that_the_optimizer_keeps(kind, states):
     weights = 24 + 4 + 12
     assert looked.elements == weights * (2 + states)  # gradients, weights
     assert copied.elements == weights * (1 + states)
+
+
+def test_counts_of_a_stage_do_not_depend_on_which_weights_are_zero_now(tiny):
+    task = make_task(tiny.task, 0)
+    models = [build_model(tiny.model, task.input_shape, task.classes, seed=0) for _ in range(2)]
+    with torch.no_grad():
+        next(m for m in models[1].modules() if isinstance(m, nn.Conv2d)).weight[:2] = 0
+    one, other = (
+        epoch_costs(
+            model,
+            lp.LowPrecisionOptimizer(torch.optim.SGD(model.parameters(), 0.1), lp.precision("fp32")),
+            task,
+            sparsity=0.0,
+            detector=None,
+        )
+        for model in models
+    )
+    assert one.train == other.train and one.validate == other.validate

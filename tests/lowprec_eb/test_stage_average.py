@@ -209,7 +209,8 @@ def test_joules_of_updates_are_in_the_trainings_row_and_not_counted_twice(tiny, 
     charged = []
     for epoch in range(5):
         training = MeasuredEnergy("cpu", of_training, duration_s=1.0)
-        average.charge_updates(lambda *row: charged.append(row), epoch, OpCounts(), average.updates(epoch), training)
+        work = [(OpCounts(), average.updates(epoch))] if average.updates(epoch) else []
+        average.charge_updates(lambda *row: charged.append(row), epoch, work, training)
     assert [(row[1], row[4].energy_j, row[4].duration_s) for row in charged] == [
         (e, of_updates, 0.0) for e in (2, 3, 4)
     ]
@@ -318,7 +319,7 @@ def test_a_lost_row_of_the_average_is_noticed(tiny, task, tmp_path):
     first = trained(config, task, tmp_path)
     ledger = tmp_path / first.key / "ledger.jsonl"
     lines = ledger.read_text().splitlines(keepends=True)
-    ledger.write_text("".join(line for line in lines if '"average", "epoch": 3' not in line))
+    ledger.write_text("".join(line for line in lines if '"phase": "average", "epoch": 3' not in line))
     with pytest.raises(ValueError, match="1 rows are missing, the first of phase 'average', epoch 3"):
         trained(config, task, tmp_path)
 

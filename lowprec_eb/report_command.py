@@ -1,0 +1,64 @@
+"""``lowprec-eb report``: a finished run's tables and pictures again, under another profile if wanted."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from energy_models import load_profile
+from energy_models.footprint import Footprint, parse_numbers
+from lowprec_eb.report import print_report, write_report
+from lowprec_eb.report.saved import load_comparison
+from lowprec_eb.terminal import explained, new_console
+
+_RANGE = "One number, low-high, or low-nominal-high."
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run, such as runs/digits-0123456789.")],
+    profile: Annotated[
+        str | None, typer.Option(help="Price the run under this hardware profile: a name, or a YAML file.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to; left out, the run's, or under-PROFILE in it.")
+    ] = None,
+    carbon_intensity: Annotated[str | None, typer.Option(help=f"g CO2e per kWh. {_RANGE}")] = None,
+    price: Annotated[str | None, typer.Option(help=f"Price of a kWh. {_RANGE}")] = None,
+    currency: Annotated[str | None, typer.Option(help="Currency of the price, such as EUR.")] = None,
+    pue: Annotated[str | None, typer.Option(help=f"kWh of the site per kWh of the computer. {_RANGE}")] = None,
+) -> None:
+    """Write a finished run's tables and pictures again, without training.
+
+    With --profile its energies are those of another chip. CO2e and cost follow from what you give, and replace what the
+    run's settings gave.
+    """
+    console = new_console()
+    with explained(console):
+        chip = None if profile is None else load_profile(profile)
+        comparison = load_comparison(run, chip)
+        given = {"carbon_intensity": carbon_intensity, "price": price, "currency": currency, "pue": pue}
+        if any(value is not None for value in given.values()):
+            comparison = dataclasses.replace(comparison, footprint=_footprint(given))
+        folder = out or (run if chip is None else run / f"under-{_file_name(chip.name)}")
+        files = write_report(comparison, folder)
+        print_report(comparison, console)
+        console.print(f"\n{len(files)} files in {folder}", highlight=False)
+
+
+def _footprint(given: dict[str, str | None]) -> Footprint:
+    numbers = {}
+    for name in ("carbon_intensity", "price", "pue"):
+        text = given[name]
+        try:
+            numbers[name] = None if text is None else parse_numbers(text)
+        except ValueError as error:
+            raise ValueError(f"--{name.replace('_', '-')}: {error}") from error
+    return Footprint(currency=given["currency"], **numbers)
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name)
