@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from energy_models import HardwareProfile, Ledger, calibration, load_profile
+from energy_models import CountStore, HardwareProfile, Ledger, calibration, load_profile, reprice
 from energy_models.calibrated_profile import calibrated_text, factor_text
 from energy_models.calibration import Calibration, default_factors
 from energy_models.calibration_windows import MIN_WINDOW_S, WindowSet, WindowsHeader, read_windows, windows_of_rows
 from lowprec_eb.checkpoints import write_text
+from lowprec_eb.stage_data import COUNTS_FOLDER, LEDGER_FILE
 from lowprec_eb.terminal import explained, new_console
 
 _SHOWN_WINDOWS = 30
@@ -46,9 +47,9 @@ def calibrate(
     console = new_console()
     with explained(console):
         _check_out(out)
-        name = load_profile(profile).name
-        sets = [_windows(source, name, device, min_seconds) for source in windows]
-        header = _joined([found.header for found in sets], name)
+        chip = load_profile(profile)
+        sets = [_windows(source, chip, device, min_seconds) for source in windows]
+        header = _joined([found.header for found in sets], chip.name)
         fitted = _fit(sets, _factors(factor or ()), windows)
         when = datetime.now(UTC).date().isoformat()
         _print(fitted, sets, console)
@@ -102,22 +103,26 @@ def _factors(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _windows(source: Path, profile: str, device: str, min_seconds: float) -> WindowSet:
-    if source.is_file() and source.name != "ledger.jsonl":
+def _windows(source: Path, profile: HardwareProfile, device: str, min_seconds: float) -> WindowSet:
+    if source.is_file() and source.name != LEDGER_FILE:
         found = read_windows(source)
-        if found.header.profile != profile:
+        if found.header.profile != profile.name:
             raise ValueError(
-                f"{source}: its predictions are of the profile {found.header.profile!r}, and {profile!r} is to be "
-                "calibrated; predict them again under it"
+                f"{source}: its predictions are of the profile {found.header.profile!r}, and {profile.name!r} is to "
+                "be calibrated; predict them again under it"
             )
         return found
-    ledgers = [source] if source.is_file() else sorted(source.rglob("ledger.jsonl"))
+    ledgers = [source] if source.is_file() else sorted(source.rglob(LEDGER_FILE))
     if not ledgers:
         raise ValueError(f"{source}: neither a file of windows nor a folder with ledgers")
     if not device:
         raise ValueError(f"{source}: a ledger does not say what it was measured on; say it with --device")
-    rows = [row for path in ledgers for row in Ledger(path).settled()]
-    header = WindowsHeader(1, profile, device, "as the run measured", "")
+    rows = [
+        row
+        for path in ledgers
+        for row in reprice(Ledger(path).settled(), CountStore(path.parent / COUNTS_FOLDER), profile)
+    ]
+    header = WindowsHeader(1, profile.name, device, "as the run measured", "")
     return windows_of_rows(rows, header, min_seconds)
 
 

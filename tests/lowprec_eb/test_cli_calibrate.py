@@ -8,7 +8,7 @@ import torch
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
-from energy_models import Ledger, LedgerKey, LedgerRow, count, estimate, load_profile
+from energy_models import CountStore, Ledger, LedgerKey, LedgerRow, count, estimate, load_profile
 from lowprec_eb.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -166,17 +166,19 @@ def test_files_that_do_not_fit(tmp_path):
 
 
 def test_ledgers_of_a_run(tmp_path):
-    """Epochs whose energy is a known multiple of what the model says, and a power."""
-    price = load_profile("45nm")
+    """Epochs whose energy is a known multiple of what the model says, and a power. The run had another profile."""
+    price, own = load_profile("45nm"), load_profile("7nm")
     for number, (width, bits) in enumerate([(8, 2), (64, 2), (512, 2), (512, 64)]):
         layer = torch.nn.Linear(width, width)
-        counts = count(layer, torch.zeros(bits, width))
+        counts = count(layer, torch.zeros(bits, width)) * 10**6
         modelled = estimate(counts, price)
         duration_s = 2.0 + number
-        measured_j = (3 * (modelled.compute_j + modelled.other_j).nominal + 2 * modelled.memory_j.nominal) * 1e6
-        key = LedgerKey("run", f"stage{number}", "train", 0)
-        row = LedgerRow.from_counts(key, counts, modelled * 1e6, bits, measured_j + 0.5 * duration_s, duration_s, {})
-        Ledger(tmp_path / f"stage{number}" / "ledger.jsonl").append(row)
+        measured_j = 3 * (modelled.compute_j + modelled.other_j).nominal + 2 * modelled.memory_j.nominal
+        measured_j += 0.5 * duration_s
+        key, folder = LedgerKey("run", f"stage{number}", "train", 0), tmp_path / f"stage{number}"
+        kept = {CountStore(folder / "counts").put(counts): 1}
+        row = LedgerRow.from_counts(key, counts, estimate(counts, own), bits, measured_j, duration_s, {}, kept=kept)
+        Ledger(folder / "ledger.jsonl").append(row)
     result = invoke("45nm", tmp_path, "--out", tmp_path / "mine.yaml")
     assert "say it with --device" in words(result.output)
     result = invoke("45nm", tmp_path, "--out", tmp_path / "mine.yaml", "--device", "my board")
