@@ -1,4 +1,4 @@
-"""Modelled energy against published ones: `python benchmarks/energy_checks.py [--json FILE]`.
+"""Modelled energy against published ones: `python benchmarks/energy_checks.py [--json FILE] [--pictures DIR]`.
 
 ZigZag (memory of single layers), the Eyeriss chip on AlexNet, and the energies that the early-bird paper prints. The
 published numbers are in `energy_check_data.py`.
@@ -38,8 +38,10 @@ import energy_models as em
 import lowprec_eb as lp
 from energy_models.counts import Gemm, Operand
 from energy_models.energy import ModelledEnergy, Range
+from energy_models.profile_files import available_profiles
 from lowprec_eb.checkpoints import write_text
 from lowprec_eb.models import ModelSettings, build_model
+from lowprec_eb.report.profile_pictures import price, write_profile_pictures
 
 PROFILES = Path(__file__).parent / "profiles"
 _UJ, _MJ, _KJ = 1e-6, 1e-3, 1e3
@@ -210,7 +212,24 @@ def table(rows: Iterable[Row]) -> str:
     return markdown_table(heads, cells)
 
 
-def main(json_file: Annotated[Path | None, typer.Option("--json", help="Write all rows to this file.")] = None) -> None:
+def pictured() -> dict[str, em.OpCounts]:
+    """VGG16 trained for 160 epochs, dense and by an early-bird ticket of p = 50 %, in four precisions."""
+    steps = EPOCHS * IMAGES // BATCH
+    search = steps * SEARCH_EPOCHS // EPOCHS
+    found = {}
+    for recipe in ("fp32", "bf16", "bfp8", "swalp8"):
+        dense, pruned = training_step(1.0, recipe), training_step(width_left(1), recipe)
+        found[f"dense {recipe}"] = dense * steps
+        found[f"early bird {recipe}"] = dense * search + pruned * (steps - search)
+    return found
+
+
+def main(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all rows to this file.")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder: draw what the profiles say of dense and early-bird training.")
+    ] = None,
+) -> None:
     """Print all tables."""
     found: dict[str, Any] = {}
     for title, rows_of in TABLES.items():
@@ -219,6 +238,9 @@ def main(json_file: Annotated[Path | None, typer.Option("--json", help="Write al
         typer.echo(f"\n### {title}\n\n{table(rows)}")
     if json_file is not None:
         write_text(json_file, json.dumps(found, indent=2))
+    if pictures is not None:
+        profiles = [em.load_profile(name) for name in available_profiles() if name != "h200"]  # as h100, nearly
+        write_profile_pictures(price(pictured(), profiles), pictures, baseline="dense fp32")
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def test_values_between_two_processes_lie_on_one_line() -> None:
 
 @pytest.mark.parametrize("name", available_profiles())
 def test_what_was_not_seen_itself_is_marked(name: str) -> None:
-    """Own documents: Eyeriss' and TPU's papers; whatever rests on Horowitz, Jouppi 2021 or a data sheet is secondary."""
+    """Whatever rests on these was taken from works that quote them."""
     for key, constant in load_profile(name).constants().items():
         if any(author in constant.source for author in ("Horowitz", "Jouppi et al., ISCA 2021", "NVIDIA", "O'Connor")):
             assert constant.is_secondary, key
