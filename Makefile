@@ -34,12 +34,14 @@ INTEROP_MODELS := transformers accelerate lightning timm torchvision torch-geome
 # Other counters, with what they import and no more: what they ask for brings torch again, notebooks and compilers.
 INTEROP_COUNTERS := torchinfo ptflops calflops thop fvcore iopath portalocker tabulate termcolor \
 	qonnx onnx onnxruntime protobuf toposort clize sigtools
+# ZigZag with what it imports, six among it, which it does not declare.
+INTEROP_ZIGZAG := zigzag-dse six Cerberus multiprocessing_on_dill dill seaborn pandas python-dateutil typeguard
 
 $(VENV)-interop/installed: pyproject.toml constraints.txt constraints-interop.txt
 	$(PYTHON) -m venv $(VENV)-interop
 	$(INTEROP_PIP) torch
 	$(INTEROP_PIP) --editable .[dev] triton $(INTEROP_MODELS)
-	$(INTEROP_PIP) --no-deps $(INTEROP_COUNTERS)
+	$(INTEROP_PIP) --no-deps $(INTEROP_COUNTERS) $(INTEROP_ZIGZAG)
 	touch $@
 
 format: $(VENV)/installed-dev

@@ -74,9 +74,7 @@ class _Pricing:
         arithmetic = {end: _arithmetic(profile, end, mac_rule) for end in ENDS}
         self._compute = {end: sum(map(a.gemm_pj, counts.gemms)) * _PJ for end, a in arithmetic.items()}
         self._other = {end: sum(map(a.element_ops_pj, counts.element_ops)) * _PJ for end, a in arithmetic.items()}
-        self._peak_s = sum(
-            gemm.macs / (_unit(gemm, profile).rate.value * _TERA) for gemm in counts.gemms if profile.units
-        )
+        self._peak_s = sum(gemm.macs / (_rate(gemm, profile) * _TERA) for gemm in counts.gemms if profile.chip)
 
     def at(self, schedule: str, prices: str, reuse: str, arithmetic: str) -> _Priced:
         """Joules by component, and bits by memory level; each argument is "low", "nominal" or "high"."""
@@ -93,7 +91,7 @@ class _Pricing:
         """Bits by memory level."""
         key = schedule, reuse
         if key not in self._bits:
-            self._bits[key] = self._traffic.per_level(schedule, self.profile.operand_reuse.at(reuse))
+            self._bits[key] = self._traffic.per_level(schedule, reuse)
         return self._bits[key]
 
     def time_s(self, end: str, dram_bits: float) -> float:
@@ -153,6 +151,14 @@ def _unit(gemm: Gemm, profile: HardwareProfile) -> Unit:
             f"holds both {gemm.a.format} and {gemm.b.format}"
         )
     return min(fitting, key=lambda unit: unit.energy.value)
+
+
+def _rate(gemm: Gemm, profile: HardwareProfile) -> float:
+    """Peak TMAC/s of a chip."""
+    if profile.units:
+        return _unit(gemm, profile).rate.value
+    assert profile.chip is not None and profile.chip.rate is not None
+    return profile.chip.rate.value
 
 
 def _fits(unit: NumberFormat, a: NumberFormat, b: NumberFormat) -> bool:

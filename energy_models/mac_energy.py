@@ -6,7 +6,8 @@ A MAC is built from parts, each a power law in its width through two published p
   32-bit integer multipliers. A floating-point product adds its exponents (an integer add) and is normalised and
   rounded: what the published 16- and 32-bit float multipliers cost beyond those two parts, by significand width.
 - add: an exact integer sum is as wide as the product plus log2 of its length. A floating-point sum is an addition in
-  the accumulator's format, through the published 16- and 32-bit float adders, by significand width.
+  the accumulator's format, through the published 16- and 32-bit float adders, by significand width: the geometric
+  mean of the accumulator's and the exact product's, where the product is narrower.
 - align: floating-point products that share a scale may be aligned to the largest exponent and added as integers, a
   shift and an integer add of the aligned width. MX defines its dot product that way (OCP MX 1.0, section 6.2); for
   plain floats it is the low end.
@@ -96,7 +97,7 @@ class MacEnergy:
             return self.int_mult.at(_mean(a, b)) + self.int_add.at(width)
         product = self.int_mult.at(_mean(a, b)) + self.normalise.at(_mean(a, b))
         product += self.int_add.at(max(a.exponent_bits, b.exponent_bits, 1))
-        separate = self.float_add.at(_significand(accumulator))
+        separate = self.float_add.at(_sum_width(a, b, accumulator))
         aligned = self.align_pj(width + _spread(a) + _spread(b))
         within_scale = any(fmt.kind == "mx" for fmt in (a, b))
         return product + (min(aligned, separate) if within_scale or self.aligned else separate)
@@ -132,6 +133,12 @@ def _significand(fmt: NumberFormat) -> int:
 def _spread(fmt: NumberFormat) -> int:
     """Bits over which the element's own exponent shifts its significand."""
     return 0 if _is_integer(fmt) else 1 << fmt.exponent_bits
+
+
+def _sum_width(a: NumberFormat, b: NumberFormat, accumulator: NumberFormat) -> float:
+    """Of an adder for the exact product, whose shifter is as narrow as the product, and the accumulator."""
+    width = _significand(accumulator)
+    return math.sqrt(width * min(width, _significand(a) + _significand(b)))
 
 
 def _mean(a: NumberFormat, b: NumberFormat) -> float:

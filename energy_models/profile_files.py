@@ -20,7 +20,7 @@ UNITS = ("pJ", *PER_BIT, "KiB", "GB/s", "TMAC/s", "W", "1")
 _CONSTANT_KEYS = ("value", "unit", "low", "high", "source")
 _KEYS = (
     *("name", "description", "leaves_out", "memory", "operand_reuse"),
-    *("arithmetic", "units", "chip", "calibration"),
+    *("sum_reuse", "arithmetic", "units", "chip", "calibration"),
 )
 _REQUIRED = _KEYS[:5]
 _SHIPPED = resources.files("energy_models") / "profiles"
@@ -65,13 +65,14 @@ def parse_profile(text: str, file: str) -> HardwareProfile:
     leaves_out = profile["leaves_out"]
     if not isinstance(leaves_out, list):
         raise ValueError(f"{file}: leaves_out must be a list of what the profile does not price")
-    chip = _chip(profile["chip"], f"{file}: chip") if "chip" in profile else None
+    chip = _chip(profile["chip"], f"{file}: chip", "units" in profile) if "chip" in profile else None
     return HardwareProfile(
         name=_text(profile["name"], f"{file}: name"),
         description=_text(profile["description"], f"{file}: description"),
         leaves_out=tuple(_text(item, f"{file}: leaves_out") for item in leaves_out),
         memory=_memory(profile["memory"], f"{file}: memory", timed=chip is not None),
         operand_reuse=_constant(profile["operand_reuse"], f"{file}: operand_reuse", ("1",)),
+        sum_reuse=_constant(profile["sum_reuse"], f"{file}: sum_reuse", ("1",)) if "sum_reuse" in profile else None,
         arithmetic=_arithmetic(profile["arithmetic"], f"{file}: arithmetic") if "arithmetic" in profile else None,
         units=_units(profile.get("units", {}), f"{file}: units"),
         chip=chip,
@@ -96,12 +97,15 @@ def _units(section: Any, where: str) -> dict[str, Unit]:
     return found
 
 
-def _chip(section: Any, where: str) -> Chip:
-    given = _keyed(section, where, ("static_power", "utilisation"), ("static_power", "utilisation"))
+def _chip(section: Any, where: str, has_units: bool) -> Chip:
+    given = _keyed(section, where, ("static_power", "utilisation", "rate"), ("static_power", "utilisation"))
+    if ("rate" in given) == has_units:
+        raise ValueError(f"{where}.rate: a chip with arithmetic needs its peak rate; units have rates of their own")
     utilisation = _constant(given["utilisation"], f"{where}.utilisation", ("1",))
     if utilisation.high > 1:
         raise ValueError(f"{where}.utilisation: a share of the peak is at most 1, found {utilisation.high}")
-    return Chip(_constant(given["static_power"], f"{where}.static_power", ("W",)), utilisation)
+    rate = _constant(given["rate"], f"{where}.rate", ("TMAC/s",)) if "rate" in given else None
+    return Chip(_constant(given["static_power"], f"{where}.static_power", ("W",)), utilisation, rate)
 
 
 def _memory(section: Any, where: str, timed: bool) -> tuple[MemoryLevel, ...]:

@@ -68,10 +68,14 @@ class MemoryLevel:
 
 @dataclass(frozen=True)
 class Chip:
-    """What a whole chip adds: the power that it draws whatever it does, and the share of its peak that it reaches."""
+    """What a whole chip adds: the power that it draws whatever it does, and the share of its peak that it reaches.
+
+    `rate` is the peak in TMAC/s, of MACs of any format, of a chip with `arithmetic`; None where its `units` have rates.
+    """
 
     static_power: Constant
     utilisation: Constant
+    rate: Constant | None = None
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,10 @@ class HardwareProfile:
     """What the operations of one chip cost; field names are the keys of the file.
 
     `memory` goes from the outside (DRAM) inwards; `operand_reuse` are the products made per operand that the innermost
-    level hands out. MACs cost what `arithmetic` says of their formats, or, of a chip with fixed units, what the
-    cheapest of its `units` costs that holds both operands. `calibration` is what a calibrated profile says of itself.
+    level hands out. `sum_reuse` are the products added to a partial sum between its read from that level and its way
+    back; None where sums stay in accumulators, priced with the MACs. MACs cost what `arithmetic` says of their formats,
+    or, of a chip with fixed units, what the cheapest of its `units` costs that holds both operands. `calibration` is
+    what a calibrated profile says of itself.
     """
 
     name: str
@@ -88,6 +94,7 @@ class HardwareProfile:
     leaves_out: tuple[str, ...]
     memory: tuple[MemoryLevel, ...]
     operand_reuse: Constant
+    sum_reuse: Constant | None = None
     arithmetic: Arithmetic | None = None
     units: Mapping[str, Unit] = field(default_factory=dict)
     chip: Chip | None = None
@@ -96,9 +103,12 @@ class HardwareProfile:
     def constants(self) -> dict[str, Constant]:
         """Every constant by its place in the file ("memory.dram.energy")."""
         found: dict[str, Constant] = {"operand_reuse": self.operand_reuse}
+        if self.sum_reuse is not None:
+            found["sum_reuse"] = self.sum_reuse
         for part, name in ((self.arithmetic, "arithmetic"), (self.chip, "chip")):
             if part is not None:
-                found |= {f"{name}.{key}": getattr(part, key) for key in part.__dataclass_fields__}
+                given = {key: getattr(part, key) for key in part.__dataclass_fields__}
+                found |= {f"{name}.{key}": value for key, value in given.items() if value is not None}
         for unit_name, unit in self.units.items():
             found |= {f"units.{unit_name}.energy": unit.energy, f"units.{unit_name}.rate": unit.rate}
         for level in self.memory:

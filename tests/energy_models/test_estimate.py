@@ -47,6 +47,10 @@ def int_add(bits: float) -> float:
     return law(bits, (8, 0.03), (32, 0.1))
 
 
+def float_add(significand: float) -> float:
+    return law(significand, (11, 0.4), (24, 0.9))
+
+
 def float_mult(significand: float, exponent: int) -> float:
     beyond_16 = 1.1 - int_mult(11) - int_add(5)
     beyond_32 = 3.7 - int_mult(24) - int_add(8)
@@ -57,8 +61,8 @@ def float_mult(significand: float, exponent: int) -> float:
     ("activation", "weight", "compute_pj"),
     [
         (FP32, FP32, MACS * (3.7 + 0.9)),
-        (FP16, FP16, MACS * (1.1 + 0.9)),
-        (BF16, BF16, MACS * (float_mult(8, 8) + 0.9)),
+        (FP16, FP16, MACS * (1.1 + float_add(math.sqrt(22 * 24)))),
+        (BF16, BF16, MACS * (float_mult(8, 8) + float_add(math.sqrt(16 * 24)))),
         (BFP8, BFP8, MACS * (0.2 + int_add(16 + 8)) + ALIGNMENTS_PJ),  # 144 products: 8 more bits
         (FIXED8, FIXED8, MACS * (0.2 + int_add(16 + 8))),
         (FP32, FIXED8, MACS * (float_mult(math.sqrt(24 * 8), 8) + 0.9)),
