@@ -1,15 +1,17 @@
 """The shipped profile's numbers and what the loader refuses."""
 
+import io
 import math
 import re
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from energy_models.energy import ENDS
 from energy_models.mac_energy import MacEnergy
 from energy_models.number_formats import FP32, FormatSpec
-from energy_models.profile_files import available_profiles, load_profile
+from energy_models.profile_files import available_profiles, load_profile, parse_profile
 
 SHIPPED = Path(__file__).parents[2] / "energy_models" / "profiles" / "45nm.yaml"
 
@@ -118,6 +120,26 @@ def test_values_between_two_processes_lie_on_one_line() -> None:
         high, low = (profile.constants()[key].value for profile in published)
         assert (between[key].low, between[key].high) == (low, high)
         assert between[key].value == pytest.approx(low * (high / low) ** share, rel=0.01)
+
+
+@pytest.mark.parametrize("name", available_profiles())
+@pytest.mark.parametrize("part", ["arithmetic", "units", "memory"])
+def test_a_file_can_be_rewritten_by_a_calibration(name: str, part: str) -> None:
+    """Shared sources are anchors; a part whose sources change must leave those of the others as they are."""
+    yaml = YAML()
+    document = yaml.load((SHIPPED.parent / f"{name}.yaml").read_text())
+    section = document.get(part, {})
+    entries = section if part == "memory" else section.values()
+    for entry in entries:
+        constant = entry if part == "arithmetic" else entry["energy"]
+        constant["source"] = f"{constant['source']}; fitted"
+    out = io.StringIO()
+    yaml.dump(document, out)
+    after, before = parse_profile(out.getvalue(), name).constants(), load_profile(name).constants()
+    suffix = {"arithmetic": "", "units": ".energy", "memory": ".energy"}[part]
+    for key, constant in before.items():
+        changed = key.startswith(f"{part}.") and key.endswith(suffix)
+        assert after[key].source == constant.source + "; fitted" * changed, key
 
 
 @pytest.mark.parametrize("name", available_profiles())
