@@ -7,7 +7,8 @@ share and operators hand on, so a simulated low-precision layer has the same thr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -60,6 +61,7 @@ class Tracer(TorchDispatchMode):
         self._gemms: list[Gemm] = []
         self._element_ops: list[ElementOps] = []
         self._uncounted: set[str] = set()
+        self._borrowed: list[tuple[Tensor, Tensor | None]] = []  # parameters of others with their gradients
         for name, module in self.layers.modules.items():
             for parameter in module.parameters(recurse=False):
                 if self.origins.of(parameter) is None:
@@ -72,6 +74,16 @@ class Tracer(TorchDispatchMode):
     def counts(self) -> OpCounts:
         """What was seen so far."""
         return OpCounts(self._zeros.counted(self._gemms), tuple(self._element_ops), tuple(sorted(self._uncounted)))
+
+    @contextmanager
+    def borrowing(self) -> Iterator[None]:
+        """While entered, parameters that no module of the model owns may be met; their gradients come back after."""
+        try:
+            yield
+        finally:
+            for parameter, gradient in self._borrowed:
+                parameter.grad = gradient
+            self._borrowed.clear()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -95,6 +107,7 @@ class Tracer(TorchDispatchMode):
 
     def _see(self, call: Call) -> None:
         sources = [] if call.op in FILLS else call.tensors
+        self._borrow(sources)
         products: list[tuple[int, Product]] = []
         if call.op in QUANTIZERS:
             self._quantizer(call)
@@ -104,11 +117,20 @@ class Tracer(TorchDispatchMode):
             self._element(call)
         self._zeros.see(call, products)
         backward = self.layers.in_backward
-        if not backward and _selects(sources):
+        read = {side.name for place, _ in products for side in (self._gemms[place].a, self._gemms[place].b)}
+        if not backward and ("activation" in read or _selects(sources)):
             sources = []
             for result in call.results:
                 self.origins.set(result, ACTIVATION)
         self.origins.hand_on(sources, call.results, backward)
+
+    def _borrow(self, tensors: Sequence[Tensor]) -> None:
+        """Take parameters that are met for the first time for weights: a list holds them, a hook or the loss."""
+        for tensor in tensors:
+            if self.origins.of(tensor) is None and isinstance(tensor, nn.Parameter):
+                self.origins.set(tensor, Origin("weight", self.layers.current(), tuple(tensor.shape)))
+                self._borrowed.append((tensor, tensor.grad))
+                tensor.grad = None
 
     # Element operations
 
@@ -127,20 +149,25 @@ class Tracer(TorchDispatchMode):
         work = formula(call)
         if work is not None:
             read_bits, write_bits = moved_bits(call)
-            self._row(replace(work, read_bits=read_bits, write_bits=write_bits))
+            kind = "bias" if work.kind == "sum" and self._is_summed_to_bias(call.results[0]) else work.kind
+            self._row(replace(work, kind=kind, read_bits=read_bits, write_bits=write_bits))
+
+    @property
+    def _bias(self) -> Any:
+        return getattr(self.layers.modules.get(self.layers.current()), "bias", None)
+
+    def _is_summed_to_bias(self, result: Tensor) -> bool:
+        bias = self._bias
+        return self.layers.in_backward and isinstance(bias, Tensor) and bias.numel() == result.numel()
 
     def _is_bias(self, value: Any) -> bool:
-        bias = getattr(self.layers.modules.get(self.layers.current()), "bias", None)
+        bias = self._bias
         if not isinstance(bias, Tensor) or not isinstance(value, Tensor):
             return False
         return bool(value.untyped_storage()._cdata == bias.untyped_storage()._cdata)
 
     def _row(self, work: ElementOps) -> None:
-        layer, part = self.layers.current(), self._part
-        bias = getattr(self.layers.modules.get(layer), "bias", None)
-        if work.kind == "sum" and part == "backward" and work.write_bits == float_bits([bias]):
-            work = replace(work, kind="bias")
-        self._element_ops.append(replace(work, layer=layer, part=part))
+        self._element_ops.append(replace(work, layer=self.layers.current(), part=self._part))
 
     @property
     def _part(self) -> Part:
@@ -180,7 +207,8 @@ class Tracer(TorchDispatchMode):
         accumulator = self._format(layer, gemm, "accumulator") or FP32
         self._gemms.append(Gemm(layer, gemm, *shape, a, b, result, 1, width, accumulator, product.zeros))
         if gemm == "output":
-            self.layers.multiplied(set(names))
+            read = [(name, x) for name, x in zip(names, (product.a, product.b), strict=True) if isinstance(x, Tensor)]
+            self.layers.multiplied(set(names), {storage_id(x) for name, x in read if name == "activation"})
             self._are_read(product)
 
     def _are_read(self, product: Product) -> None:
@@ -195,10 +223,23 @@ class Tracer(TorchDispatchMode):
         first, second = (
             given or self._name(side) for given, side in zip(product.names, (product.a, product.b), strict=True)
         )
+        if product.names == (None, None) and first == second == "weight" and not self.layers.in_backward:
+            return self._one_is_data(product)
         return first, second
+
+    def _one_is_data(self, product: Product) -> tuple[OperandName, OperandName]:
+        """Of two weights one is data if the running layer owns the other alone: a learned query, a latent, a prompt."""
+        layer = self.layers.current()
+        owners = [origin.layer for origin in map(self._origin, (product.a, product.b)) if origin is not None]
+        outside = [owner != layer and not owner.startswith(f"{layer}." if layer else "") for owner in owners]
+        if outside == [True, False] and owners[1] == layer:
+            return "activation", "weight"
+        return ("weight", "activation") if outside == [False, True] and owners[0] == layer else ("weight", "weight")
 
     def _name(self, side: Side) -> OperandName:
         origin = self._origin(side)
+        if isinstance(side, Tensor) and self.layers.in_backward and self.layers.was_data(storage_id(side)):
+            return "activation"
         if origin is not None:
             return origin.name
         is_data = not isinstance(side, Tensor) or side.layout != torch.strided
