@@ -36,7 +36,10 @@ FORMAT_OF_DTYPE: dict[torch.dtype, NumberFormat] = {
     torch.float64: FP64,
     torch.float16: FP16,
     torch.bfloat16: BF16,
-    torch.int8: FormatSpec("integer", bits=8, exponent_bits=0, mantissa_bits=7),
+    **{
+        getattr(torch, f"int{bits}"): FormatSpec("integer", bits=bits, exponent_bits=0, mantissa_bits=bits - 1)
+        for bits in (8, 16, 32, 64)
+    },
     torch.uint8: FormatSpec("integer", bits=8, exponent_bits=0, mantissa_bits=8),
     **{getattr(torch, name): FormatSpec("float", 1 + sum(bits), *bits) for name, bits in _FP8.items()},
 }
@@ -203,7 +206,9 @@ class Tracer(TorchDispatchMode):
         sides = zip(names, (product.a, product.b), product.runs, (-1, -2), strict=True)
         a, b = (self._operand(name, tensor, layer, gemm, run, along_k) for name, tensor, run, along_k in sides)
         result, width = _result(product.result)
-        shape = product.batch, product.m, product.n, product.k
+        # Of complex numbers as real ones: (m, 2k) by (2k, 2n), 4 MACs for each complex one.
+        parts = max(map(_parts, (product.a, product.b)))
+        shape = product.batch, product.m, product.n * parts, product.k * parts
         accumulator = self._format(layer, gemm, "accumulator") or FP32
         self._gemms.append(Gemm(layer, gemm, *shape, a, b, result, 1, width, accumulator, product.zeros))
         if gemm == "output":
@@ -267,7 +272,7 @@ class Tracer(TorchDispatchMode):
         own = self._format(layer, gemm, name)
         if not isinstance(side, Tensor):
             return Operand(name, side, run or side[along_k], own or FP32, on_chip=True)
-        fmt = own or FORMAT_OF_DTYPE.get(side.dtype)
+        fmt = own or FORMAT_OF_DTYPE.get(side.dtype.to_real() if side.is_complex() else side.dtype)
         if fmt is None:
             raise ValueError(f"layer {layer!r}, {gemm} GEMM, {name}: no number format is known for {side.dtype}")
         matrix_run, shape = (run, tuple(side.shape)) if run else matrix_as_stored(side, along_k, name, gemm)
@@ -275,7 +280,9 @@ class Tracer(TorchDispatchMode):
         if name == "weight" and origin is not None and math.prod(origin.shape) == side.numel():
             shape = origin.shape
         stored = _sparsity(side) or {"nonzeros": self._zeros.nonzeros(side)}
-        operand = Operand(name, shape, max(1, matrix_run or 1), fmt, **stored)
+        parts = _parts(side)
+        shape = (*shape, parts) if parts > 1 else shape
+        operand = Operand(name, shape, max(1, matrix_run or 1) * parts, fmt, **stored)
         row = self._quantized.get(storage_id(side))
         if row is not None:
             self._element_ops[row] = replace(self._element_ops[row], write_bits=operand.stored_bits)
@@ -291,7 +298,13 @@ def _result(result: Side) -> tuple[int, int]:
     """(elements that are written, bits of one)."""
     if not isinstance(result, Tensor):
         return 0, FP32_BITS
-    return result.numel(), result.element_size() * 8
+    parts = _parts(result)
+    return result.numel() * parts, result.element_size() * 8 // parts
+
+
+def _parts(side: Side) -> int:
+    """Real numbers in one."""
+    return 2 if isinstance(side, Tensor) and side.is_complex() else 1
 
 
 def _sparsity(x: Tensor) -> dict[str, Any]:
@@ -305,7 +318,7 @@ def _sparsity(x: Tensor) -> dict[str, Any]:
         indices = [x.ccol_indices(), x.row_indices()]
     values = x._values() if x.layout == torch.sparse_coo else x.values()
     bits = sum(index.numel() * index.element_size() * 8 for index in indices)
-    return {"nonzeros": values.numel(), "is_sparse": True, "index_bits": bits}
+    return {"nonzeros": values.numel() * _parts(values), "is_sparse": True, "index_bits": bits}
 
 
 def matrix_as_stored(tensor: Tensor, along_k: int, name: str, gemm: str) -> tuple[int, tuple[int, ...]]:
