@@ -75,7 +75,8 @@ def count(
         ValueError: training and nothing requires a gradient; an operator's result depends on values; a sparse tensor is
             on the meta device; `strict` and something has no formula; a formula is wrong; `accumulation_steps` below 1;
             an unknown `compat`; the model cannot be copied, is TorchScript, or has parameters that are not plain
-            tensors (sharded, quantized, without a shape yet).
+            tensors (sharded, quantized, without a shape yet); a hook or function that holds a lowered layer calls that
+            instead of its copy.
     """
     if accumulation_steps < 1:
         raise ValueError(f"accumulation_steps must be 1 or more, got {accumulation_steps}")
@@ -98,10 +99,10 @@ def _traced(
     values: bool,
 ) -> OpCounts:
     with _undisturbed():
-        zeros = KnownZeros()
-        twin, inputs = _twin(model, example_inputs, values, zeros)
+        zeros, plain = KnownZeros(), _plain(model)
+        twin, inputs = _twin(plain, example_inputs, values, zeros)
         _set_mode(twin, training)
-        tracer = Tracer(twin, formulas, values, zeros)
+        tracer = Tracer(twin, formulas, values, zeros, original=plain)
         for tensor in tree_leaves(inputs):
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 tracer.origins.set(tensor, ACTIVATION)
@@ -117,9 +118,8 @@ def _traced(
         return _accumulated(tracer.counts(), twin, accumulation_steps)
 
 
-def _twin(model: nn.Module, example_inputs: Any, values: bool, zeros: KnownZeros) -> tuple[nn.Module, Any]:
+def _twin(plain: nn.Module, example_inputs: Any, values: bool, zeros: KnownZeros) -> tuple[nn.Module, Any]:
     """A copy of the model and of its inputs, without values unless those are wanted; `zeros` reads the model's own."""
-    plain = _plain(model)
     if example_inputs is None:
         raise ValueError("example_inputs must be a tensor, a sequence of arguments or a mapping of them, not None")
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs

@@ -53,9 +53,17 @@ class Tracer(TorchDispatchMode):
 
     values: keep real tensors; otherwise ghosts stand in for all that is made from a ghost.
     zeros: what is known of the model's zeros, already read.
+    original: what `model` is a copy of.
     """
 
-    def __init__(self, model: nn.Module, formulas: Mapping[str, Formula], values: bool, zeros: KnownZeros) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        formulas: Mapping[str, Formula],
+        values: bool,
+        zeros: KnownZeros,
+        original: nn.Module,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.layers, self.origins, self._zeros = Layers(model), Origins(), zeros
         self._run = (lambda func, args, kwargs: func(*args, **kwargs)) if values else ghosts.run
@@ -69,6 +77,10 @@ class Tracer(TorchDispatchMode):
             for parameter in module.parameters(recurse=False):
                 if self.origins.of(parameter) is None:
                     self.origins.set(parameter, Origin("weight", name, tuple(parameter.shape)))
+
+        modules = original.named_modules()
+        lowered = [(name, module) for name, module in modules if hasattr(module, "operand_format")]
+        self._lowered = {id(p): name for name, module in lowered for p in module.parameters(recurse=False)}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -118,7 +130,7 @@ class Tracer(TorchDispatchMode):
             products = self._products(list(self._formulas[call.op](call)))
         else:
             self._element(call)
-        self._zeros.see(call, products)
+        self._zeros.see(call, [] if call.results and _parts(call.results[0]) > 1 else products)  # of real numbers alone
         backward = self.layers.in_backward
         read = {side.name for place, _ in products for side in (self._gemms[place].a, self._gemms[place].b)}
         if not backward and ("activation" in read or _selects(sources)):
@@ -131,6 +143,11 @@ class Tracer(TorchDispatchMode):
         """Take parameters that are met for the first time for weights: a list holds them, a hook or the loss."""
         for tensor in tensors:
             if self.origins.of(tensor) is None and isinstance(tensor, nn.Parameter):
+                if id(tensor) in self._lowered:
+                    raise ValueError(
+                        f"layer {self._lowered[id(tensor)]!r} is called by a hook or function that holds it, which the "
+                        "copy that is counted cannot change, so its precision is not seen: look the layer up in forward"
+                    )
                 self.origins.set(tensor, Origin("weight", self.layers.current(), tuple(tensor.shape)))
                 self._borrowed.append((tensor, tensor.grad))
                 tensor.grad = None
@@ -279,8 +296,8 @@ class Tracer(TorchDispatchMode):
         origin = self.origins.of(side)
         if name == "weight" and origin is not None and math.prod(origin.shape) == side.numel():
             shape = origin.shape
-        stored = _sparsity(side) or {"nonzeros": self._zeros.nonzeros(side)}
         parts = _parts(side)
+        stored = _sparsity(side) or {"nonzeros": self._zeros.nonzeros(side) if parts == 1 else None}
         shape = (*shape, parts) if parts > 1 else shape
         operand = Operand(name, shape, max(1, matrix_run or 1) * parts, fmt, **stored)
         row = self._quantized.get(storage_id(side))
