@@ -106,7 +106,8 @@ def _traced(
         for tensor in tree_leaves(inputs):
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 tracer.origins.set(tensor, ACTIVATION)
-        with torch.set_grad_enabled(training), tracer.layers.followed(), tracer.borrowing():
+        held = _buffers_kept(plain, values)
+        with held, torch.set_grad_enabled(training), tracer.layers.followed(), tracer.borrowing():
             with tracer:
                 output = twin(**inputs) if isinstance(inputs, Mapping) else twin(*inputs)
             zeros.need(tree_leaves(output))
@@ -221,6 +222,21 @@ def _set_mode(twin: nn.Module, training: bool) -> None:
         twin.eval()
     elif not twin.training:
         twin.train()
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module, values: bool) -> Iterator[None]:
+    """Undoes what a hook or function that holds the model itself, not its copy, writes into its buffers."""
+    buffers = [b for b in model.buffers() if b.layout == torch.strided and not (b.is_meta or b.is_inference())]
+    written = [b for b in buffers if not isinstance(b, FakeTensor) and (values or _keeps_values(b))]
+    before = [(buffer, buffer.detach().clone()) for buffer in written]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, kept in before:
+                if not torch.equal(buffer, kept):  # batch norm writes without a new version number
+                    buffer.copy_(kept)
 
 
 _lock = threading.Lock()

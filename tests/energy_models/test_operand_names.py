@@ -89,18 +89,19 @@ class Held(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer = nn.Linear(4, 4, bias=False)
-        self.call = lambda x: self.layer(x)
+        self.layer, self.norm = nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4)
+        self.call = lambda x: self.norm(self.layer(x))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.call(x)
 
 
-def test_what_a_function_holds_is_counted_and_keeps_its_gradient() -> None:
-    model, x = Held(), torch.ones(2, 4)
+def test_what_a_function_holds_is_counted_and_keeps_its_gradient_and_buffers() -> None:
+    model, x = Held(), torch.eye(4)[:2]
     names = [("", "output", "activation", "weight"), ("", "grad_weight", "error", "activation")]
     assert products(model, x) == names
     assert model.layer.weight.grad is None
+    assert model.norm.num_batches_tracked == 0 and not model.norm.running_mean.any()
     model(x).sum().backward()
     gradient = model.layer.weight.grad
     expected = gradient.clone()
