@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import reduce
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from energy_models.compat import Compat, kept_as
@@ -72,36 +75,52 @@ def count(
         ValueError: training and nothing requires a gradient; an operator's result depends on values; a sparse tensor is
             on the meta device; `strict` and something has no formula; a formula is wrong; `accumulation_steps` below 1;
             an unknown `compat`; the model cannot be copied, is TorchScript, or has parameters that are not plain
-            tensors (sharded, quantized, without a shape yet).
+            tensors (sharded, quantized, without a shape yet); a hook or function that holds a lowered layer calls that
+            instead of its copy.
     """
     if accumulation_steps < 1:
         raise ValueError(f"accumulation_steps must be 1 or more, got {accumulation_steps}")
-    zeros = KnownZeros()
-    twin, inputs = _twin(model, example_inputs, values, zeros)
-    _set_mode(twin, training)
-    tracer = Tracer(twin, formulas or {}, values, zeros)
-    for tensor in tree_leaves(inputs):
-        if isinstance(tensor, Tensor) and tensor.is_floating_point():
-            tracer.origins.set(tensor, ACTIVATION)
-    with _undisturbed(), torch.set_grad_enabled(training), tracer.layers.followed():
-        with tracer:
-            output = twin(**inputs) if isinstance(inputs, Mapping) else twin(*inputs)
-        zeros.need(tree_leaves(output))
-        if training:
-            total = _scalar(tracer, output, loss)
-            with tracer, _without_autocast():
-                total.backward()
-            zeros.need(parameter.grad for parameter in twin.parameters())
-    counts = _accumulated(tracer.counts(), twin, accumulation_steps)
+    # Inside a compiled program nothing of the count is compiled.
+    traced = torch.compiler.disable(_traced) if "torch._dynamo" in sys.modules else _traced
+    counts = traced(model, example_inputs, training, loss, formulas or {}, accumulation_steps, values)
     if strict and counts.uncounted:
         raise ValueError("strict: no formula for " + "; ".join(counts.uncounted) + ". Give one by formulas=")
     counts = counts if precision is None else counts.at(precision)
     return counts if compat is None else kept_as(counts, compat)
 
 
-def _twin(model: nn.Module, example_inputs: Any, values: bool, zeros: KnownZeros) -> tuple[nn.Module, Any]:
+def _traced(
+    model: nn.Module,
+    example_inputs: Any,
+    training: bool,
+    loss: Callable[[Any], Tensor] | None,
+    formulas: Mapping[str, Formula],
+    accumulation_steps: int,
+    values: bool,
+) -> OpCounts:
+    with _undisturbed():
+        zeros, plain = KnownZeros(), _plain(model)
+        twin, inputs = _twin(plain, example_inputs, values, zeros)
+        _set_mode(twin, training)
+        tracer = Tracer(twin, formulas, values, zeros, original=plain)
+        for tensor in tree_leaves(inputs):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                tracer.origins.set(tensor, ACTIVATION)
+        held = _buffers_kept(plain, values)
+        with held, torch.set_grad_enabled(training), tracer.layers.followed(), tracer.borrowing():
+            with tracer:
+                output = twin(**inputs) if isinstance(inputs, Mapping) else twin(*inputs)
+            zeros.need(tree_leaves(output))
+            if training:
+                total = _scalar(tracer, output, loss)
+                with tracer, _without_autocast():
+                    total.backward()
+                zeros.need(parameter.grad for parameter in twin.parameters())
+        return _accumulated(tracer.counts(), twin, accumulation_steps)
+
+
+def _twin(plain: nn.Module, example_inputs: Any, values: bool, zeros: KnownZeros) -> tuple[nn.Module, Any]:
     """A copy of the model and of its inputs, without values unless those are wanted; `zeros` reads the model's own."""
-    plain = _plain(model)
     if example_inputs is None:
         raise ValueError("example_inputs must be a tensor, a sequence of arguments or a mapping of them, not None")
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
@@ -142,7 +161,8 @@ def _plain(model: nn.Module) -> nn.Module:
     for name, parameter in plain.named_parameters():
         if nn.parameter.is_lazy(parameter):
             raise ValueError(f"parameter {name} has no shape yet: run a batch through the model first")
-        if type(parameter).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        known = isinstance(parameter, FakeTensor) or type(parameter).__torch_dispatch__ is Tensor.__torch_dispatch__
+        if not known:
             kind = type(parameter).__name__
             raise ValueError(f"parameter {name} is a {kind}, which computes by itself: count the plain model instead")
     return plain
@@ -186,7 +206,8 @@ def _own_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _keeps_values(x: Tensor) -> bool:
-    return x.layout != torch.strided or not (x.is_meta or x.is_floating_point() or x.is_complex())
+    has_none = x.is_meta or isinstance(x, FakeTensor)
+    return x.layout != torch.strided or not (has_none or x.is_floating_point() or x.is_complex())
 
 
 def _device(model: nn.Module, inputs: Any) -> torch.device:
@@ -204,17 +225,60 @@ def _set_mode(twin: nn.Module, training: bool) -> None:
 
 
 @contextmanager
+def _buffers_kept(model: nn.Module, values: bool) -> Iterator[None]:
+    """Undoes what a hook or function that holds the model itself, not its copy, writes into its buffers."""
+    buffers = [b for b in model.buffers() if b.layout == torch.strided and not (b.is_meta or b.is_inference())]
+    written = [b for b in buffers if not isinstance(b, FakeTensor) and (values or _keeps_values(b))]
+    before = [(buffer, buffer.detach().clone()) for buffer in written]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, kept in before:
+                if not torch.equal(buffer, kept):  # batch norm writes without a new version number
+                    buffer.copy_(kept)
+
+
+_lock = threading.Lock()
+_running = 0  # counts, in whatever threads
+_settings = ExitStack()  # what the first of them changed and the last one puts back
+
+
+@contextmanager
 def _undisturbed() -> Iterator[None]:
-    """torch as a count needs it: no fused kernels that hide their products, no compiled code, random numbers apart."""
+    """torch as a count needs it: none of its modes around, and settings of the process as the first count found them.
+
+    A mode (fake tensors, another counter) would see ghosts, and in inference mode autograd makes no graph.
+    """
+    global _running
+    with _disable_current_modes(), torch.inference_mode(False):
+        with _lock:
+            if not _running:
+                _settings.enter_context(_settled())
+            _running += 1
+        try:
+            yield
+        finally:
+            with _lock:
+                _running -= 1
+                if not _running:
+                    _settings.close()
+
+
+@contextmanager
+def _settled() -> Iterator[None]:
+    """No fused kernels that hide their products, no compiled code, no checks for NaN, random numbers apart."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
+        gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        stack.enter_context(torch.random.fork_rng(devices=list(gpus)))
         fused: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)  # their recurrent layers
         for backend in fused:
             stack.callback(setattr, backend, "enabled", backend.enabled)
             backend.enabled = False
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.autograd.set_detect_anomaly(False))
         stack.enter_context(counting())
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         torch.backends.mha.set_fastpath_enabled(False)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from energy_models.tracing.shapes import ELEMENTWISE, META, SHAPES
@@ -53,7 +54,11 @@ class Ghost(Tensor):
 def ghost_of(x: Tensor, device: torch.device | None = None) -> Tensor:
     """A ghost of `x`'s shape, strides, type, `requires_grad` and device; `device` is what a meta tensor stands for."""
     stands_for = x.device if device is None or not x.is_meta else device
-    ghost = Ghost(torch.empty_like(x, device=META, requires_grad=False), stands_for)
+    if isinstance(x, FakeTensor):  # whatever is made like one is one
+        on_meta = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=META)
+    else:
+        on_meta = torch.empty_like(x, device=META, requires_grad=False)
+    ghost = Ghost(on_meta, stands_for)
     ghost.requires_grad_(x.requires_grad)
     if isinstance(x, nn.Parameter):
         ghost._is_param = True  # what isinstance(_, nn.Parameter) asks

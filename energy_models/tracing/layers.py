@@ -27,6 +27,7 @@ class Layers:
         self._stack: list[tuple[str, int]] = []
         self._owner: dict[int, str] = {}  # of each sequence number: the innermost layer
         self._multiplied: dict[int, set[str]] = {}  # names of operands of the products in a node's forward
+        self._data: dict[int, set[int]] = {}  # storages of those that were activations
 
     @contextmanager
     def followed(self) -> Iterator[None]:
@@ -69,13 +70,18 @@ class Layers:
             return self._stack[-1][0]
         return self._owner.get(self._node_number(), fallback)
 
-    def multiplied(self, names: set[str]) -> None:
-        """Remember of the running forward operator which operands its product has."""
+    def multiplied(self, names: set[str], data: set[int]) -> None:
+        """Remember of the running forward operator which operands its product has, and the activations' storages."""
         self._multiplied.setdefault(current_number(), set()).update(names)
+        self._data.setdefault(current_number(), set()).update(data)
 
     def was_product_with_weight(self) -> bool:
         """Of the backward node that is running: whether its forward multiplied by a weight."""
         return "weight" in self._multiplied.get(self._node_number(), ())
+
+    def was_data(self, storage: int) -> bool:
+        """Of the backward node that is running: whether its forward multiplied what lies there as an activation."""
+        return storage in self._data.get(self._node_number(), ())
 
     def _node_number(self) -> int:
         node: Any = torch._C._current_autograd_node()

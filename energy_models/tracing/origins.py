@@ -54,9 +54,12 @@ class Origins:
     def hand_on(self, sources: Iterable[Tensor], results: Iterable[Tensor], backward: bool) -> None:
         """`results` were computed from `sources`: an error outweighs an activation, and that a weight.
 
-        In the backward pass what comes from nothing known is an error: it started as the gradient of the loss.
+        In the backward pass what comes from nothing known is an error: it started as the gradient of the loss. In the
+        forward pass a single number that scales a tensor does not change what that is (spectral norm).
         """
         values = [source for source in sources if source.is_floating_point()]
+        if not backward and any(source.dim() for source in values):
+            values = [source for source in values if source.dim()]
         origins = [self.of(source) for source in values]
         known = [origin for origin in origins if origin is not None]
         if backward and (not known or len(known) < len(origins)):

@@ -13,6 +13,7 @@ from energy_models.counts import ElementOps
 from energy_models.number_formats import FP32_BITS
 from energy_models.tracing.attention_products import ATTENTION
 from energy_models.tracing.call import Call, Formula, Product, float_bits
+from energy_models.tracing.elements import SPECIAL
 from energy_models.tracing.uneven_products import UNEVEN
 
 Work = Iterator[Product | ElementOps]
@@ -125,6 +126,14 @@ def _linear(call: Call) -> Work:
         yield _bias(out.numel(), float_bits([call.args["bias"]]), 0)
 
 
+def _distances(call: Call) -> Work:
+    """Euclidean distances of many points: |x|^2 + |y|^2 - 2 x @ y^T, whose norms are part of the product."""
+    x, y, out = call.args["x1"], call.args["x2"], call.results[0]
+    yield Product(x, y, out, math.prod(out.shape[:-2]), out.shape[-2], out.shape[-1], x.shape[-1])
+    normed, found = x.numel() + y.numel(), out.numel()
+    yield ElementOps("distance", "", found, normed + 2 * found, normed + (1 + SPECIAL) * found, found)
+
+
 def _trilinear(call: Call) -> Work:
     """A sum of products of three tensors, as two matrix products in the cheaper order (torch.nn.Bilinear).
 
@@ -196,6 +205,7 @@ PRODUCTS: dict[str, Formula] = {
     "aten::convolution_backward": _convolution_backward,
     "aten::linear": _linear,
     "aten::_trilinear": _trilinear,
+    "aten::_euclidean_dist": _distances,
     "aten::sparse_sampled_addmm": _sampled,
     **dict.fromkeys(FACTORS, _matmul),
     **ATTENTION,

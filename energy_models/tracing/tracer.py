@@ -7,7 +7,8 @@ share and operators hand on, so a simulated low-precision layer has the same thr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +36,10 @@ FORMAT_OF_DTYPE: dict[torch.dtype, NumberFormat] = {
     torch.float64: FP64,
     torch.float16: FP16,
     torch.bfloat16: BF16,
-    torch.int8: FormatSpec("integer", bits=8, exponent_bits=0, mantissa_bits=7),
+    **{
+        getattr(torch, f"int{bits}"): FormatSpec("integer", bits=bits, exponent_bits=0, mantissa_bits=bits - 1)
+        for bits in (8, 16, 32, 64)
+    },
     torch.uint8: FormatSpec("integer", bits=8, exponent_bits=0, mantissa_bits=8),
     **{getattr(torch, name): FormatSpec("float", 1 + sum(bits), *bits) for name, bits in _FP8.items()},
 }
@@ -49,9 +53,17 @@ class Tracer(TorchDispatchMode):
 
     values: keep real tensors; otherwise ghosts stand in for all that is made from a ghost.
     zeros: what is known of the model's zeros, already read.
+    original: what `model` is a copy of.
     """
 
-    def __init__(self, model: nn.Module, formulas: Mapping[str, Formula], values: bool, zeros: KnownZeros) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        formulas: Mapping[str, Formula],
+        values: bool,
+        zeros: KnownZeros,
+        original: nn.Module,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.layers, self.origins, self._zeros = Layers(model), Origins(), zeros
         self._run = (lambda func, args, kwargs: func(*args, **kwargs)) if values else ghosts.run
@@ -60,10 +72,15 @@ class Tracer(TorchDispatchMode):
         self._gemms: list[Gemm] = []
         self._element_ops: list[ElementOps] = []
         self._uncounted: set[str] = set()
+        self._borrowed: list[tuple[Tensor, Tensor | None]] = []  # parameters of others with their gradients
         for name, module in self.layers.modules.items():
             for parameter in module.parameters(recurse=False):
                 if self.origins.of(parameter) is None:
                     self.origins.set(parameter, Origin("weight", name, tuple(parameter.shape)))
+
+        modules = original.named_modules()
+        lowered = [(name, module) for name, module in modules if hasattr(module, "operand_format")]
+        self._lowered = {id(p): name for name, module in lowered for p in module.parameters(recurse=False)}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -72,6 +89,16 @@ class Tracer(TorchDispatchMode):
     def counts(self) -> OpCounts:
         """What was seen so far."""
         return OpCounts(self._zeros.counted(self._gemms), tuple(self._element_ops), tuple(sorted(self._uncounted)))
+
+    @contextmanager
+    def borrowing(self) -> Iterator[None]:
+        """While entered, parameters that no module of the model owns may be met; their gradients come back after."""
+        try:
+            yield
+        finally:
+            for parameter, gradient in self._borrowed:
+                parameter.grad = gradient
+            self._borrowed.clear()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -95,6 +122,7 @@ class Tracer(TorchDispatchMode):
 
     def _see(self, call: Call) -> None:
         sources = [] if call.op in FILLS else call.tensors
+        self._borrow(sources)
         products: list[tuple[int, Product]] = []
         if call.op in QUANTIZERS:
             self._quantizer(call)
@@ -102,13 +130,27 @@ class Tracer(TorchDispatchMode):
             products = self._products(list(self._formulas[call.op](call)))
         else:
             self._element(call)
-        self._zeros.see(call, products)
+        self._zeros.see(call, [] if call.results and _parts(call.results[0]) > 1 else products)  # of real numbers alone
         backward = self.layers.in_backward
-        if not backward and _selects(sources):
+        read = {side.name for place, _ in products for side in (self._gemms[place].a, self._gemms[place].b)}
+        if not backward and ("activation" in read or _selects(sources)):
             sources = []
             for result in call.results:
                 self.origins.set(result, ACTIVATION)
         self.origins.hand_on(sources, call.results, backward)
+
+    def _borrow(self, tensors: Sequence[Tensor]) -> None:
+        """Take parameters that are met for the first time for weights: a list holds them, a hook or the loss."""
+        for tensor in tensors:
+            if self.origins.of(tensor) is None and isinstance(tensor, nn.Parameter):
+                if id(tensor) in self._lowered:
+                    raise ValueError(
+                        f"layer {self._lowered[id(tensor)]!r} is called by a hook or function that holds it, which the "
+                        "copy that is counted cannot change, so its precision is not seen: look the layer up in forward"
+                    )
+                self.origins.set(tensor, Origin("weight", self.layers.current(), tuple(tensor.shape)))
+                self._borrowed.append((tensor, tensor.grad))
+                tensor.grad = None
 
     # Element operations
 
@@ -127,20 +169,25 @@ class Tracer(TorchDispatchMode):
         work = formula(call)
         if work is not None:
             read_bits, write_bits = moved_bits(call)
-            self._row(replace(work, read_bits=read_bits, write_bits=write_bits))
+            kind = "bias" if work.kind == "sum" and self._is_summed_to_bias(call.results[0]) else work.kind
+            self._row(replace(work, kind=kind, read_bits=read_bits, write_bits=write_bits))
+
+    @property
+    def _bias(self) -> Any:
+        return getattr(self.layers.modules.get(self.layers.current()), "bias", None)
+
+    def _is_summed_to_bias(self, result: Tensor) -> bool:
+        bias = self._bias
+        return self.layers.in_backward and isinstance(bias, Tensor) and bias.numel() == result.numel()
 
     def _is_bias(self, value: Any) -> bool:
-        bias = getattr(self.layers.modules.get(self.layers.current()), "bias", None)
+        bias = self._bias
         if not isinstance(bias, Tensor) or not isinstance(value, Tensor):
             return False
         return bool(value.untyped_storage()._cdata == bias.untyped_storage()._cdata)
 
     def _row(self, work: ElementOps) -> None:
-        layer, part = self.layers.current(), self._part
-        bias = getattr(self.layers.modules.get(layer), "bias", None)
-        if work.kind == "sum" and part == "backward" and work.write_bits == float_bits([bias]):
-            work = replace(work, kind="bias")
-        self._element_ops.append(replace(work, layer=layer, part=part))
+        self._element_ops.append(replace(work, layer=self.layers.current(), part=self._part))
 
     @property
     def _part(self) -> Part:
@@ -176,11 +223,14 @@ class Tracer(TorchDispatchMode):
         sides = zip(names, (product.a, product.b), product.runs, (-1, -2), strict=True)
         a, b = (self._operand(name, tensor, layer, gemm, run, along_k) for name, tensor, run, along_k in sides)
         result, width = _result(product.result)
-        shape = product.batch, product.m, product.n, product.k
+        # Of complex numbers as real ones: (m, 2k) by (2k, 2n), 4 MACs for each complex one.
+        parts = max(map(_parts, (product.a, product.b)))
+        shape = product.batch, product.m, product.n * parts, product.k * parts
         accumulator = self._format(layer, gemm, "accumulator") or FP32
         self._gemms.append(Gemm(layer, gemm, *shape, a, b, result, 1, width, accumulator, product.zeros))
         if gemm == "output":
-            self.layers.multiplied(set(names))
+            read = [(name, x) for name, x in zip(names, (product.a, product.b), strict=True) if isinstance(x, Tensor)]
+            self.layers.multiplied(set(names), {storage_id(x) for name, x in read if name == "activation"})
             self._are_read(product)
 
     def _are_read(self, product: Product) -> None:
@@ -195,10 +245,23 @@ class Tracer(TorchDispatchMode):
         first, second = (
             given or self._name(side) for given, side in zip(product.names, (product.a, product.b), strict=True)
         )
+        if product.names == (None, None) and first == second == "weight" and not self.layers.in_backward:
+            return self._one_is_data(product)
         return first, second
+
+    def _one_is_data(self, product: Product) -> tuple[OperandName, OperandName]:
+        """Of two weights one is data if the running layer owns the other alone: a learned query, a latent, a prompt."""
+        layer = self.layers.current()
+        owners = [origin.layer for origin in map(self._origin, (product.a, product.b)) if origin is not None]
+        outside = [owner != layer and not owner.startswith(f"{layer}." if layer else "") for owner in owners]
+        if outside == [True, False] and owners[1] == layer:
+            return "activation", "weight"
+        return ("weight", "activation") if outside == [False, True] and owners[0] == layer else ("weight", "weight")
 
     def _name(self, side: Side) -> OperandName:
         origin = self._origin(side)
+        if isinstance(side, Tensor) and self.layers.in_backward and self.layers.was_data(storage_id(side)):
+            return "activation"
         if origin is not None:
             return origin.name
         is_data = not isinstance(side, Tensor) or side.layout != torch.strided
@@ -226,15 +289,17 @@ class Tracer(TorchDispatchMode):
         own = self._format(layer, gemm, name)
         if not isinstance(side, Tensor):
             return Operand(name, side, run or side[along_k], own or FP32, on_chip=True)
-        fmt = own or FORMAT_OF_DTYPE.get(side.dtype)
+        fmt = own or FORMAT_OF_DTYPE.get(side.dtype.to_real() if side.is_complex() else side.dtype)
         if fmt is None:
             raise ValueError(f"layer {layer!r}, {gemm} GEMM, {name}: no number format is known for {side.dtype}")
         matrix_run, shape = (run, tuple(side.shape)) if run else matrix_as_stored(side, along_k, name, gemm)
         origin = self.origins.of(side)
         if name == "weight" and origin is not None and math.prod(origin.shape) == side.numel():
             shape = origin.shape
-        stored = _sparsity(side) or {"nonzeros": self._zeros.nonzeros(side)}
-        operand = Operand(name, shape, max(1, matrix_run or 1), fmt, **stored)
+        parts = _parts(side)
+        stored = _sparsity(side) or {"nonzeros": self._zeros.nonzeros(side) if parts == 1 else None}
+        shape = (*shape, parts) if parts > 1 else shape
+        operand = Operand(name, shape, max(1, matrix_run or 1) * parts, fmt, **stored)
         row = self._quantized.get(storage_id(side))
         if row is not None:
             self._element_ops[row] = replace(self._element_ops[row], write_bits=operand.stored_bits)
@@ -250,7 +315,13 @@ def _result(result: Side) -> tuple[int, int]:
     """(elements that are written, bits of one)."""
     if not isinstance(result, Tensor):
         return 0, FP32_BITS
-    return result.numel(), result.element_size() * 8
+    parts = _parts(result)
+    return result.numel() * parts, result.element_size() * 8 // parts
+
+
+def _parts(side: Side) -> int:
+    """Real numbers in one."""
+    return 2 if isinstance(side, Tensor) and side.is_complex() else 1
 
 
 def _sparsity(x: Tensor) -> dict[str, Any]:
@@ -264,7 +335,7 @@ def _sparsity(x: Tensor) -> dict[str, Any]:
         indices = [x.ccol_indices(), x.row_indices()]
     values = x._values() if x.layout == torch.sparse_coo else x.values()
     bits = sum(index.numel() * index.element_size() * 8 for index in indices)
-    return {"nonzeros": values.numel(), "is_sparse": True, "index_bits": bits}
+    return {"nonzeros": values.numel() * _parts(values), "is_sparse": True, "index_bits": bits}
 
 
 def matrix_as_stored(tensor: Tensor, along_k: int, name: str, gemm: str) -> tuple[int, tuple[int, ...]]:

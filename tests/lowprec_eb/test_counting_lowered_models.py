@@ -37,6 +37,27 @@ def transposed() -> tuple[nn.Module, Tensor]:
     return nn.Sequential(nn.Linear(8, 8), nn.ConvTranspose1d(4, 6, 3, stride=2)), torch.rand(2, 4, 8)
 
 
+class Held(nn.Module):
+    """A function that holds a layer: it calls that, not the one of the copy that is counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.call = lambda x: self.layer(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.call(x)
+        return result
+
+
+def test_a_lowered_layer_that_a_function_holds_is_never_fp32() -> None:
+    model = Held()
+    lp.lower(model, "bfp8")
+    with pytest.raises(ValueError, match="layer 'layer' is called by a hook or function that holds it"):
+        count(model, torch.zeros(2, 4))
+    assert model.layer.weight.grad is None
+
+
 def products(counts: OpCounts) -> Counter[Any]:
     return Counter((gemm.layer, gemm.gemm, gemm.macs) for gemm in counts.gemms)
 
