@@ -90,11 +90,10 @@ def _ratios(axes: Axes, plan: Plan) -> None:
     _ranges(axes, ratios)
     axes.axvline(1, color="#222222", linewidth=0.8, linestyle=(0, (4, 3)))
     for row, ratio in enumerate(ratios):
-        text = ratio_text(ratio) if row else ""
-        axes.annotate(text, (ratio.nominal, row), (0, 7), textcoords="offset points", ha="center", fontsize=7.5)
-    lowest, highest = min(ratio.low for ratio in ratios), max(ratio.high for ratio in ratios)
-    margin = 0.35 * (highest - lowest or 1)  # for the texts
-    axes.set_xlim(max(0, lowest - margin), highest + margin)
+        place = (1, row), (4, 0), ("axes fraction", "data"), "offset points"
+        axes.annotate(ratio_text(ratio), *place, va="center", fontsize=8)
+    axes.set_xlim(0, 1.06 * max(ratio.high for ratio in ratios))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel("over the first arm, jointly")
 
 

@@ -68,13 +68,10 @@ class PlanArm:
         search = [] if self.search_precision is None else [self.search_precision]
         return [*search, *([segment.precision for segment in self.schedule] or [self.precision])]
 
-    def precision_at(self, epoch: int) -> str:
-        """Of an epoch outside the search."""
-        for segment in self.schedule:
-            if epoch < segment.epochs:
-                return segment.precision
-            epoch -= segment.epochs
-        return self.precision
+    def by_epoch(self, epochs: int) -> list[str]:
+        """The precision of each epoch outside the search."""
+        planned = [segment.precision for segment in self.schedule for _ in range(segment.epochs)]
+        return planned or [self.precision] * epochs
 
 
 @dataclass(frozen=True)

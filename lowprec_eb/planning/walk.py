@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -16,7 +17,7 @@ Width = Literal["dense", "ticket"]
 
 @dataclass(frozen=True)
 class Stretch:
-    """Epochs on end of one phase, at one width and in one precision.
+    """Epochs of one phase, at one width and in one precision; a schedule may come back to it.
 
     ``penalised`` by the gamma penalty; the detector looks after each epoch where it ``detects``; the model was ``cut``
     just before.
@@ -55,7 +56,7 @@ class _Walk:
     """In place of a lab."""
 
     def __init__(self, arm: PlanArm, epochs: int, emergence: int, sparsity: float) -> None:
-        self._arm, self._epochs, self._emergence = arm, epochs, emergence
+        self._planned, self._epochs, self._emergence = arm.by_epoch(epochs), epochs, emergence
         self.tickets = TicketSettings(sparsity=sparsity)
         self.stretches: list[Stretch] = []
 
@@ -68,14 +69,12 @@ class _Walk:
         self, start: _Weights, phase: str, precision: str, *, sparsity: float = 0.0, detect: bool = False
     ) -> _Trained:
         last = self._emergence if detect else self._epochs
-        found: list[Stretch] = []
-        for epoch in range(start.epoch, last):
-            name = precision if phase == "search" else self._arm.precision_at(epoch)
-            if found and found[-1].precision == name:
-                found[-1] = replace(found[-1], epochs=found[-1].epochs + 1)
-            else:
-                cut = start.cut and not found
-                found.append(Stretch(phase, start.width, name, 1, sparsity > 0, detect, cut))
+        names = [precision] * last if phase == "search" else self._planned
+        names = names[start.epoch : last]
+        found = [
+            Stretch(phase, start.width, name, epochs, sparsity > 0, detect, start.cut and name == names[0])
+            for name, epochs in Counter(names).items()
+        ]
         self.stretches += found
         return _Trained(_Weights(start.width, last), "expected" if detect else None)
 
