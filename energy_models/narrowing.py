@@ -89,13 +89,12 @@ def narrowed(counts: OpCounts, share: float) -> OpCounts:
 
 
 def _layers(counts: OpCounts, share: float) -> dict[str, _Layer]:
-    forward = {gemm.layer: gemm for gemm in counts.gemms if gemm.gemm == "output"}
+    forward = {gemm.layer: (gemm, *_sides(gemm)) for gemm in counts.gemms if gemm.gemm == "output"}
     if beside := [gemm.layer for gemm in counts.gemms if gemm.layer not in forward]:
         raise ValueError(f"{beside[0]!r} multiplies outside of a layer's forward pass, so its channels are not known")
     found: dict[str, _Layer] = {}
     inputs, last = 1.0, next(reversed(forward), "")
-    for name, gemm in forward.items():
-        weight, activation = _sides(gemm)
+    for name, (gemm, weight, activation) in forward.items():
         out_dim = 0 if gemm.n * gemm.batch == weight.shape[0] else 1
         is_convolution = len(weight.shape) >= _CONVOLUTION_DIMS
         if gemm.batch > 1 and is_convolution:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -116,7 +117,8 @@ class ModelWork:
         leaves = tree_leaves(self.inputs)
         if len(leaves) != 1 or not isinstance(leaves[0], Tensor):
             raise ValueError(f"{self.name} takes several inputs and cannot be compacted here: ticket.widths=scaled")
-        return leaves[0][:2]
+        device = next(self._dense.module.parameters()).device  # a function may have made the model with values
+        return torch.zeros_like(leaves[0][:2], device=device)
 
     def _check_norms(self) -> None:
         if not batch_norms(self._dense.module):
