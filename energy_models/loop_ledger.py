@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
+from energy_models.count_store import CountStore
 from energy_models.counter import count
 from energy_models.counts import OpCounts
 from energy_models.energy import ModelledEnergy
@@ -40,7 +41,8 @@ class LedgerCallback:
     or masks of later batches change is not seen. After a change of precision call :meth:`recount`.
 
     Args:
-        path: of the ledger. Of several ranks each writes a file of its own, ``ledger.rank1.jsonl``.
+        path: of the ledger; the counts go to the folder ``counts`` beside it, so that :func:`energy_models.reprice`
+            can apply another profile. Of several ranks each writes a file of its own, ``ledger.rank1.jsonl``.
         model: what is watched; None where the loop calls :meth:`step` itself.
         optimizers: one, several or none.
         profile: a hardware profile, its name or its file.
@@ -71,7 +73,9 @@ class LedgerCallback:
         self.ledger, self.run, self.stage, self._device = Ledger(own), run, stage, device
         self.profile = profile if isinstance(profile, HardwareProfile) else load_profile(profile)
         self._model, self._count_of = model, count_of or self._count_model
+        self.counts = CountStore(path.with_name("counts"))
         self._known: dict[Any, OpCounts] = {}
+        self._priced: dict[tuple[tuple[str, int], ...], tuple[OpCounts, ModelledEnergy]] = {}
         self._open: list[_Window] = []
         self._waiting: dict[tuple[Phase, int], _Window] = {}  # inner windows of the same work are one row
         self._next: Counter[str] = Counter()
@@ -122,8 +126,7 @@ class LedgerCallback:
             return []
         rows = [self._row(of) for of in self._waiting.values()]
         self._waiting.clear()
-        for row in rows:
-            self.ledger.append(row)
+        self.ledger.extend(rows)
         return rows
 
     def step(self, inputs: Any, *, training: bool | None = None) -> None:
@@ -180,8 +183,8 @@ class LedgerCallback:
 
     def _row(self, window: _Window) -> LedgerRow:
         key = LedgerKey(self.run, self.stage, window.phase, window.epoch, self.rank)
-        done = [(counts, times) for counts, times in window.done.values()]
-        total = sum((counts * times for counts, times in done), OpCounts())
+        kept = self.counts.put_all(window.done.values())  # before the row that refers to them
+        total, modelled = self._price(kept)
         metrics = dict(window.metrics) | {"optimizer_steps": window.steps}
         if total.uncounted:
             metrics["uncounted"] = "; ".join(total.uncounted)
@@ -189,12 +192,22 @@ class LedgerCallback:
         return LedgerRow.from_counts(
             replace(key, attempt=self.ledger.next_attempt(key)),
             total,
-            ModelledEnergy.total(estimate(counts, self.profile) * times for counts, times in done),
+            modelled,
             samples=window.samples,
             measured_j=None if None in measured else math.fsum(filter(None, measured)),
             duration_s=math.fsum(part.duration_s for part in window.measured),
             metrics=metrics,
+            profile=self.profile.name,
+            kept=kept,
         )
+
+    def _price(self, kept: dict[str, int]) -> tuple[OpCounts, ModelledEnergy]:
+        """The sum of stored counts and its energy; most epochs do the same, which is priced once."""
+        parts = tuple(kept.items())
+        if parts not in self._priced:
+            total = self.counts.total(kept)
+            self._priced[parts] = (total, estimate(total, self.profile))
+        return self._priced[parts]
 
 
 @dataclass(eq=False)

@@ -51,6 +51,7 @@ def test_rows_pay_for_what_was_done(tmp_path):
     assert [row.samples for row in rows] == [10, 5, 10, 5]
     assert [row.metrics["optimizer_steps"] for row in rows] == [3, 0, 3, 0]
     assert rows[0].metrics["loss"] == 0.5
+    assert em.reprice(rows, em.CountStore(tmp_path / "counts"), PROFILE) == rows
 
 
 def test_each_configuration_is_counted_once(tmp_path, monkeypatch):
