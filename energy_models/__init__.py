@@ -18,6 +18,7 @@ from energy_models.energy import ModelledEnergy, Range
 from energy_models.estimate import estimate, modelled_time_s
 from energy_models.footprint import Footprint
 from energy_models.ledger import Ledger, LedgerDiff, LedgerKey, LedgerRow, Totals, diff, merge, settled, totals
+from energy_models.loop_ledger import LedgerCallback
 from energy_models.meters import (
     EnergyCallback,
     MeasuredEnergy,
@@ -52,6 +53,7 @@ __all__ = [
     "Gemm",
     "HardwareProfile",
     "Ledger",
+    "LedgerCallback",
     "LedgerDiff",
     "LedgerKey",
     "LedgerRow",

@@ -9,6 +9,7 @@ Started again with the same --checkpoint, a run goes on after its last finished 
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import energy_models as em
 import lowprec_eb as lp
 
 
@@ -35,6 +37,7 @@ class Settings:
     average: bool = False
     grad_scaler: bool = False
     checkpoint: Path | None = None
+    ledger: Path | None = None
 
 
 def read_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -128,8 +131,12 @@ def train(settings: Settings) -> Run:
     run, path = Run(settings), settings.checkpoint
     if path is not None and path.exists():
         run.load_state_dict(torch.load(path, weights_only=True))
+    keeper = None
+    if settings.ledger is not None:  # what each epoch does, its modelled energy, and the measured one where it can be
+        keeper = em.LedgerCallback(settings.ledger, run.model, run.optimizer, run="plain loop")
     while run.epoch < settings.epochs:
-        run.train_epoch(x, y)
+        with keeper.epoch("train", run.epoch) if keeper is not None else contextlib.nullcontext():
+            run.train_epoch(x, y)
         if path is not None:
             torch.save(run.state_dict(), path)
     return run
@@ -157,13 +164,14 @@ def parse(arguments: list[str] | None) -> Settings:
     parser.add_argument("--average", action="store_true", help="average the weights of the second half")
     parser.add_argument("--grad-scaler", action="store_true", help="scale the loss with torch.amp.GradScaler")
     parser.add_argument("--checkpoint", type=Path, help="file to save to after every epoch, and to go on from")
+    parser.add_argument("--ledger", type=Path, help="file that keeps what every epoch did and its energy")
     return Settings(**vars(parser.parse_args(arguments)))
 
 
 def main(arguments: list[str] | None = None) -> None:
     settings = parse(arguments)
     train_x, _, test_x, test_y = read_digits()
-    full = train(replace(settings, recipe=None, average=False, checkpoint=None))
+    full = train(replace(settings, recipe=None, average=False, checkpoint=None, ledger=None))
     run = train(settings)
     print(run.report)
     plain = make_model()

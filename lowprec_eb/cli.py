@@ -16,6 +16,7 @@ from lowprec_eb.count_command import count
 from lowprec_eb.format_sheet import format_sheet, parse_shape, sheets_csv, sheets_json
 from lowprec_eb.formats import NAMED, as_format
 from lowprec_eb.ledger_command import app as ledger_app
+from lowprec_eb.plan_command import estimate
 from lowprec_eb.profiles_command import profiles
 from lowprec_eb.progress import CompareProgress
 from lowprec_eb.report import print_plan, print_report, write_report
@@ -32,6 +33,7 @@ app.command()(calibrate)
 app.command()(report)
 app.add_typer(ledger_app, name="ledger")
 app.command()(profiles)
+app.command()(estimate)
 
 
 @app.callback()

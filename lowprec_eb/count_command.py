@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 import energy_models as em
 from energy_models.compat import kept_as
@@ -22,14 +19,12 @@ from energy_models.number_formats import is_fp32
 from energy_models.units import share_text, si_text
 from energy_models.views import missing_text
 from lowprec_eb.checkpoints import write_text
-from lowprec_eb.lowering import lower, raise_
 from lowprec_eb.named_models import NamedModel, example_inputs, load_model
-from lowprec_eb.named_optimizers import named_optimizer
-from lowprec_eb.optim import LowPrecisionOptimizer
 from lowprec_eb.precision import Precision
 from lowprec_eb.recipes import precision as named_precision
 from lowprec_eb.report.count_pictures import write_count_picture
 from lowprec_eb.report.count_tables import build_layer_table, build_totals_table, layer_work
+from lowprec_eb.step_counts import Step, inputs_text
 from lowprec_eb.terminal import explained, new_console
 
 _LISTED = 5  # names in a note
@@ -116,7 +111,7 @@ def count(
         picture = _picture_path(out, named.name) if plot else None
         built = time.perf_counter()
         example = example_inputs(named, inputs or (), batch, values=values)
-        step = _Step(example, training, optimizer, functional, strict, values)
+        step = Step(example, training, optimizer, functional, strict, values)
         types = {name: type(module).__name__ for name, module in named.module.named_modules()}
         counts = _counts(named, step, recipes)
         seconds = f"built in {built - began:.2f} s, counted in {time.perf_counter() - built:.2f} s"
@@ -140,72 +135,21 @@ def count(
             console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
 
 
-@dataclass(frozen=True)
-class _Step:
-    """What is counted."""
-
-    inputs: Any
-    training: bool
-    optimizer: str | None
-    functional: bool
-    strict: bool
-    values: bool
-
-
-def _counts(named: NamedModel, step: _Step, recipes: Sequence[Precision]) -> dict[str, em.OpCounts]:
+def _counts(named: NamedModel, step: Step, recipes: Sequence[Precision]) -> dict[str, em.OpCounts]:
     """The count in each precision."""
     if not recipes:
-        return {_AS_IT_IS: _count(named, step) + _optimizer_count(named, step, None)}
-    counts = {}
-    for recipe in recipes:
-        lower(named.module, recipe, functional=step.functional)
-        counts[recipe.name] = _count(named, step) + _optimizer_count(named, step, recipe)
-        raise_(named.module)
-    return counts
-
-
-def _count(named: NamedModel, step: _Step) -> em.OpCounts:
-    try:
-        return em.count(named.module, step.inputs, training=step.training, strict=step.strict, values=step.values)
-    except ValueError:
-        raise
-    except Exception as error:  # the model's own code: anything
-        raise ValueError(
-            f"{named.name} fails on {_inputs_text(step.inputs)} ({type(error).__name__}: {error}); give what it takes "
-            "by --input"
-        ) from error
-
-
-def _optimizer_count(named: NamedModel, step: _Step, recipe: Precision | None) -> em.OpCounts:
-    if step.optimizer is None:
-        return em.OpCounts()
-    optimizer = named_optimizer(step.optimizer, named.module)
-    if recipe is not None:
-        optimizer = LowPrecisionOptimizer(optimizer, recipe)
-    return em.count_optimizer(optimizer, model=named.module)
+        return {_AS_IT_IS: step.count(named)}
+    return {recipe.name: step.count(named, recipe) for recipe in recipes}
 
 
 # ---- words -------------------------------------------------------------------------------------------------------
 
 
-def _heading(named: NamedModel, step: _Step) -> str:
+def _heading(named: NamedModel, step: Step) -> str:
     parameters = si_text(sum(parameter.numel() for parameter in named.module.parameters()))
     updated = f", {step.optimizer}" if step.optimizer else ""
     what = f"one training step: forward, backward{updated}" if step.training else "one inference: forward"
-    return f"{named.name}, {parameters} parameters, {_inputs_text(step.inputs)}; {what}"
-
-
-def _inputs_text(inputs: Any) -> str:
-    if isinstance(inputs, Mapping):
-        return ", ".join(f"{name}: {_tensor_text(value)}" for name, value in inputs.items())
-    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    return "input " + (", ".join(map(_tensor_text, tensors)) or type(inputs).__name__)
-
-
-def _tensor_text(value: Any) -> str:
-    if not isinstance(value, Tensor):
-        return repr(value)
-    return f"{'x'.join(map(str, value.shape))} {str(value.dtype).removeprefix('torch.')}"
+    return f"{named.name}, {parameters} parameters, {inputs_text(step.inputs)}; {what}"
 
 
 def _print_layers(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from energy_models import HardwareProfile, LedgerKey, LedgerRow, OpCounts, count, element_ops, estimate, measure
 from lowprec_eb.costs import epoch_costs, ranking_costs
@@ -32,7 +32,15 @@ from lowprec_eb.stage_average import stage_average
 from lowprec_eb.stage_data import Progress, Stage, StagePhase, StageResult, Start
 from lowprec_eb.strict_config import digest
 from lowprec_eb.tasks import Task, TaskSettings
-from lowprec_eb.tickets import Ticket, TicketSettings, batch_norms, draw_by_gamma, keep_random, plan_compaction
+from lowprec_eb.tickets import (
+    Ticket,
+    TicketSettings,
+    batch_norms,
+    draw_by_gamma,
+    keep_random,
+    keep_uniform,
+    plan_compaction,
+)
 from lowprec_eb.train import TrainSettings
 from lowprec_eb.versions import software_fingerprint
 
@@ -284,10 +292,8 @@ class PlanningLab(Lab):
         return self._uniform(dense.state.model, dense.state.epoch, precision)
 
     def _uniform(self, model: nn.Module, epoch: int, precision: str) -> Ticket:
-        masks: dict[str, Tensor] = {}
-        for name, norm in batch_norms(model).items():
-            kept = max(1, round((1 - self.tickets.ratio) * norm.num_features))
-            masks[name] = torch.arange(norm.num_features) < kept
+        widths = {name: norm.num_features for name, norm in batch_norms(model).items()}
+        masks = keep_uniform(widths, self.tickets.ratio)
         return Ticket(masks, self.tickets.ratio, epoch, precision=precision)
 
     def _row(self, stage: str, phase: str, counts: OpCounts) -> LedgerRow:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from plain_loop import Run, Settings, accuracy, train
 
+import energy_models as em
 import lowprec_eb as lp
 
 
@@ -121,3 +122,14 @@ def test_the_average_is_the_mean_of_the_weights_visited(digits, monkeypatch):
     model = plain_loop.averaged_model(run, digits[0])
     assert torch.allclose(model[0].weight, torch.stack(visited[2:]).mean(0), atol=1e-6)
     assert model[0].lowering.precision.weight is None and model[0].lowering.precision.activation is not None
+
+
+def test_the_ledger_has_a_row_for_every_epoch_of_a_resumed_run(tmp_path):
+    for epochs in (1, 2):
+        train(Settings("bfp8", epochs=epochs, checkpoint=tmp_path / "c.pt", ledger=tmp_path / "l.jsonl"))
+    rows = em.Ledger(tmp_path / "l.jsonl").rows()
+    assert [(row.key.epoch, row.samples, row.metrics["optimizer_steps"]) for row in rows] == [
+        (0, 1437, 45),
+        (1, 1437, 45),
+    ]
+    assert set(rows[0].macs["output"]) == {"8x8"} and rows[0].macs == rows[1].macs

@@ -40,6 +40,12 @@ def keep_largest(scores: Mapping[str, Tensor], ratio: float) -> dict[str, Tensor
     return dict(zip(layers, mask.split(sizes), strict=True))
 
 
+def keep_uniform(widths: Mapping[str, int], ratio: float) -> dict[str, Tensor]:
+    """The first channels of every layer, each of which drops the share ``ratio`` of its own: a plan's ticket."""
+    kept = {layer: max(1, round((1 - ratio) * width)) for layer, width in widths.items()}
+    return {layer: torch.arange(width) < kept[layer] for layer, width in widths.items()}
+
+
 def keep_random(masks: Masks, generator: torch.Generator) -> dict[str, Tensor]:
     """A random mask with the same number of channels in every layer as ``masks``: the control for a ticket."""
     result = {}

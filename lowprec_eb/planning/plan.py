@@ -1,0 +1,137 @@
+"""Plans: energy and time of whole pipelines, from one count of each step that they repeat.
+
+Costs are linear in repetitions: a stretch of epochs is the price of one step times their number, so a thousand epochs
+take no longer to plan than one. The last batch of an epoch counts as the fraction of a step that it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import energy_models as em
+from energy_models.footprint import as_range
+from energy_models.ledger import PHASES
+from lowprec_eb.planning.result import Plan, PlannedArm, PlannedPhase, scaled_macs
+from lowprec_eb.planning.settings import PlanArm, PlanSettings
+from lowprec_eb.planning.walk import Stretch, Width, walk
+from lowprec_eb.planning.work import ModelWork
+
+
+@dataclass(frozen=True)
+class _Repeated:
+    """A unit done ``times`` times in all, by ``devices`` side by side."""
+
+    phase: str
+    width: Width
+    precision: str
+    epochs: int
+    unit: em.OpCounts
+    times: float
+    devices: int
+
+
+def make_plans(settings: PlanSettings) -> tuple[Plan, ...]:
+    """The plan under each profile; the model is counted once for all of them.
+
+    Raises:
+        ValueError: the model cannot be built, counted or narrowed, or a profile cannot price one of its precisions.
+    """
+    profiles = [em.load_profile(name) for name in settings.profiles]
+    work = ModelWork(settings)
+    scenarios = {arm.name: _scenarios(arm, work) for arm in settings.arms}
+    return tuple(priced(settings, profile, work, scenarios) for profile in profiles)
+
+
+def _scenarios(arm: PlanArm, work: ModelWork) -> list[list[_Repeated]]:
+    epochs = (0,) if work.settings.ticket is None else work.settings.ticket.epochs
+    return [_repeated(walk(arm, work.settings.epochs, emergence), work) for emergence in epochs]
+
+
+def _repeated(stretches: Sequence[Stretch], work: ModelWork) -> list[_Repeated]:
+    settings, found = work.settings, []
+    items = settings.samples if settings.tokens is None else settings.tokens
+    assert items is not None
+    steps = items / work.items_per_sample / settings.batch  # of an epoch
+    passes = settings.evaluation.samples * settings.evaluation.per_epoch / work.items_per_sample / work.samples_per_pass
+    for of in stretches:
+        what, devices = (of.width, of.precision, of.epochs), settings.devices
+        done = of.epochs * steps * devices
+        if of.cut:
+            found.append(_Repeated("prune", of.width, of.precision, 0, work.cut(), 1, 1))
+        found.append(_Repeated(of.phase, *what, work.train(of.width, of.precision), done, devices))
+        if of.penalised:
+            found.append(_Repeated(of.phase, *what, work.penalty(), done, devices))
+        if of.detects:
+            found.append(_Repeated("detect", *what, work.detection(), of.epochs, 1))
+        if passes:
+            unit = work.evaluate(of.width, of.precision)
+            found.append(_Repeated("eval", *what, unit, of.epochs * passes, devices))
+    return found
+
+
+# ---- pricing -----------------------------------------------------------------------------------------------------
+
+
+def priced(
+    settings: PlanSettings,
+    profile: em.HardwareProfile,
+    work: ModelWork,
+    scenarios: dict[str, list[list[_Repeated]]],
+) -> Plan:
+    """The plan under one profile."""
+    pricing = _Pricing(profile, settings, work)
+    arms = [
+        PlannedArm(arm, tuple(pricing.phases(arm, repeated) for repeated in scenarios[arm.name]))
+        for arm in settings.arms
+    ]
+    units = [part.unit for of in scenarios.values() for repeated in of for part in repeated]
+    widths: set[Width] = {part.width for of in scenarios.values() for repeated in of for part in repeated}
+    per_sample = work.samples_per_pass * settings.accumulate
+    forward = {width: work.train(width, "fp32").macs["output"] // per_sample for width in sorted(widths)}
+    uncounted = tuple(sorted({name for unit in units for name in unit.uncounted}))
+    return Plan(settings, profile, work.name, work.parameters, forward, tuple(arms), uncounted)
+
+
+class _Pricing:
+    """Prices each unit once."""
+
+    def __init__(self, profile: em.HardwareProfile, settings: PlanSettings, work: ModelWork) -> None:
+        self._profile, self._settings = profile, settings
+        # Work that one device does for a sample (a token) of dense training: what a rate is the speed of.
+        items = settings.batch // settings.devices * work.items_per_sample
+        self._macs_per_item = work.train("dense", "fp32").total_macs / items
+        self._priced: dict[int, tuple[em.OpCounts, em.ModelledEnergy, em.Range | None]] = {}
+
+    def phases(self, arm: PlanArm, repeated: Sequence[_Repeated]) -> tuple[PlannedPhase, ...]:
+        """One for each phase, width and precision, in the order of a ledger's phases."""
+        groups: dict[tuple[str, Width, str], list[_Repeated]] = {}
+        for part in repeated:
+            groups.setdefault((part.phase, part.width, part.precision), []).append(part)
+        found = [self._phase(arm, *key, parts) for key, parts in groups.items()]
+        return tuple(sorted(found, key=lambda phase: PHASES.index(phase.phase)))
+
+    def _phase(
+        self, arm: PlanArm, phase: str, width: Width, precision: str, parts: Sequence[_Repeated]
+    ) -> PlannedPhase:
+        macs, bit_ops = scaled_macs((part.unit, part.times) for part in parts)
+        energy = em.ModelledEnergy.total(self._unit(part.unit)[0] * part.times for part in parts)
+        epochs = sum(part.epochs for part in parts if part.unit is parts[0].unit)  # a penalty is in the same epochs
+        return PlannedPhase(phase, width, precision, epochs, macs, bit_ops, energy, self._time(arm, macs, parts))
+
+    def _time(self, arm: PlanArm, macs: int, parts: Sequence[_Repeated]) -> em.Range | None:
+        rate = arm.rate or self._settings.rate
+        if rate is not None:
+            items_per_s = as_range(rate) * self._settings.devices
+            items = macs / self._macs_per_item
+            return em.Range(items / items_per_s.high, items / items_per_s.nominal, items / items_per_s.low)
+        times = [(self._unit(part.unit)[1], part.times / part.devices) for part in parts]
+        if any(time is None for time, _ in times):
+            return None
+        return em.Range.total(time * repeats for time, repeats in times if time is not None)
+
+    def _unit(self, unit: em.OpCounts) -> tuple[em.ModelledEnergy, em.Range | None]:
+        if id(unit) not in self._priced:  # holding on to the unit, so that no other one can take over its id
+            energy, time = em.estimate(unit, self._profile), em.modelled_time_s(unit, self._profile)
+            self._priced[id(unit)] = (unit, energy, time)
+        return self._priced[id(unit)][1:]

@@ -1,0 +1,125 @@
+"""What one step of the planned model does, at either width and in any precision; each is counted once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+import energy_models as em
+from energy_models.narrowing import narrowed
+from lowprec_eb.costs import detector_costs, ranking_costs, sparsity_costs
+from lowprec_eb.named_models import NamedModel, example_inputs, load_model
+from lowprec_eb.planning.settings import PlanSettings, PlanTicket
+from lowprec_eb.planning.walk import Width
+from lowprec_eb.step_counts import Step
+from lowprec_eb.tickets import Ticket, TicketSettings, batch_norms, keep_uniform, plan_compaction
+
+
+class ModelWork:
+    """Counts of the units that a plan repeats. A unit of training or evaluation is what one device does at a time."""
+
+    def __init__(self, settings: PlanSettings) -> None:
+        self.settings = settings
+        self.samples_per_pass = settings.batch // (settings.devices * settings.accumulate)
+        self._dense = load_model(settings.model, in_memory=settings.in_memory)
+        self.inputs = example_inputs(self._dense, settings.inputs, self.samples_per_pass)
+        self._small: NamedModel | None = None
+        self._known: dict[tuple[str, ...], em.OpCounts] = {}
+
+    @property
+    def name(self) -> str:
+        """Of the model, with where it was found."""
+        return self._dense.name
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self._dense.module.parameters())
+
+    @property
+    def items_per_sample(self) -> int:
+        """1, or the tokens of a sample where the data are given in tokens.
+
+        Raises:
+            ValueError: the model takes no tokens.
+        """
+        if self.settings.tokens is None:
+            return 1
+        leaves = [leaf for leaf in tree_leaves(self.inputs) if isinstance(leaf, Tensor)]
+        tokens = next((leaf for leaf in leaves if not leaf.is_floating_point()), None)
+        if tokens is None:
+            raise ValueError(f"tokens: {self.name} reads no tokens; give samples, or inputs: [tokens:2048]")
+        return tokens.numel() // self.samples_per_pass
+
+    def train(self, width: Width, precision: str) -> em.OpCounts:
+        """A device's part of one optimizer step."""
+        return self._cached("train", width, precision)
+
+    def evaluate(self, width: Width, precision: str) -> em.OpCounts:
+        """One forward pass over as many samples as a device takes at a time."""
+        return self._cached("evaluate", width, precision)
+
+    def penalty(self) -> em.OpCounts:
+        """The gamma penalty of one step of the dense model."""
+        return self._made(("penalty",), lambda: sparsity_costs(self._dense.module))
+
+    def detection(self) -> em.OpCounts:
+        """One look of the detector."""
+        return self._made(("detection",), lambda: detector_costs(self._dense.module, TicketSettings()))
+
+    def cut(self) -> em.OpCounts:
+        """Ranking all channels, and copying the weights that stay."""
+        return self._made(("cut",), self._cut)
+
+    def _cut(self) -> em.OpCounts:
+        channels = sum(norm.num_features for norm in batch_norms(self._dense.module).values())
+        kept = sum(op.elements for op in self.train("ticket", "fp32").element_ops if op.kind == "optimizer")
+        return ranking_costs(channels) + em.element_ops("copy", kept, read_bits=32, write_bits=32)
+
+    def _cached(self, kind: str, width: Width, precision: str) -> em.OpCounts:
+        return self._made((kind, width, precision), lambda: self._counted(kind, width, precision))
+
+    def _made(self, key: tuple[str, ...], make: Callable[[], em.OpCounts]) -> em.OpCounts:
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key]
+
+    def _counted(self, kind: str, width: Width, precision: str) -> em.OpCounts:
+        ticket = self.settings.ticket
+        if width == "ticket" and ticket is not None and ticket.widths == "scaled":
+            self._check_norms()
+            return narrowed(self._cached(kind, "dense", precision), 1 - ticket.ratio)
+        named = self._dense if ticket is None or width == "dense" else self._compacted(ticket)
+        return self._step(kind).count(named, self.settings.recipe(precision))
+
+    def _step(self, kind: str) -> Step:
+        settings = self.settings
+        if kind == "evaluate":
+            return Step(self.inputs, training=False, functional=settings.functional)
+        options: Mapping[str, Any] = {"functional": settings.functional, "accumulate": settings.accumulate}
+        return Step(self.inputs, optimizer=settings.optimizer, **options)
+
+    def _compacted(self, ticket: PlanTicket) -> NamedModel:
+        if self._small is None:
+            self._check_norms()
+            module = self._dense.module
+            widths = {name: norm.num_features for name, norm in batch_norms(module).items()}
+            masks = keep_uniform(widths, ticket.ratio)
+            small = plan_compaction(module, Ticket(masks, ticket.ratio, 0, precision="fp32"), self._example())
+            self._small = replace(self._dense, module=small.apply(module))
+        return self._small
+
+    def _example(self) -> Tensor:
+        leaves = tree_leaves(self.inputs)
+        if len(leaves) != 1 or not isinstance(leaves[0], Tensor):
+            raise ValueError(f"{self.name} takes several inputs and cannot be compacted here: ticket.widths=scaled")
+        device = next(self._dense.module.parameters()).device  # a function may have made the model with values
+        return torch.zeros_like(leaves[0][:2], device=device)
+
+    def _check_norms(self) -> None:
+        if not batch_norms(self._dense.module):
+            raise ValueError(f"{self.name} has no BatchNorm2d, and tickets are drawn from their scales: plan full arms")
