@@ -150,8 +150,8 @@ def _eight_bit_claim(comparison: Comparison, roles: Roles) -> list[str]:
 
 def _ends_text(ratio: Range) -> str:
     return (
-        f"x{three_digits(ratio.low)} to x{three_digits(ratio.high)} over how far operations are fused, the DRAM price "
-        "and the operand reuse, the same for both"
+        f"x{three_digits(ratio.low)} to x{three_digits(ratio.high)} over schedules and the open constants of the "
+        "profile, the same for both"
     )
 
 
