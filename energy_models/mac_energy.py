@@ -61,6 +61,7 @@ class MacEnergy:
         def of(name: str) -> float:
             return float(getattr(getattr(arithmetic, name), "value" if end == "nominal" else end))
 
+        self._known: dict[tuple[int, int, int, int], tuple[NumberFormat, NumberFormat, NumberFormat, float]] = {}
         self.aligned = end == "low"
         self.int_add = Law.through((8, of("int_add_8")), (32, of("int_add_32")))
         self.int_mult = Law.through((8, of("int_mult_8")), (32, of("int_mult_32")))
@@ -87,8 +88,15 @@ class MacEnergy:
                 )
         if rule == "bits_product":
             return gemm.macs * self.bits_product_pj(a, b)
-        energy = gemm.macs * self.mac_pj(a, b, gemm.accumulator, gemm.run)
+        energy = gemm.macs * self._known_mac_pj(a, b, gemm.accumulator, gemm.run)
         return energy + gemm.alignments * self.alignment_pj(a, b, gemm.accumulator)
+
+    def _known_mac_pj(self, a: NumberFormat, b: NumberFormat, accumulator: NumberFormat, length: int) -> float:
+        """Layers have few formats, and often the same length: each combination is computed once."""
+        key = id(a), id(b), id(accumulator), length
+        if key not in self._known:  # holding on to the formats, so that no other one can take over its id
+            self._known[key] = (a, b, accumulator, self.mac_pj(a, b, accumulator, length))
+        return self._known[key][3]
 
     def mac_pj(self, a: NumberFormat, b: NumberFormat, accumulator: NumberFormat, length: int = 256) -> float:
         """One MAC of a sum of `length` products that share their scales."""
