@@ -23,7 +23,8 @@ from lowprec_eb.named_models import NamedModel, example_inputs, load_model
 from lowprec_eb.precision import Precision
 from lowprec_eb.recipes import precision as named_precision
 from lowprec_eb.report.count_pictures import write_count_picture
-from lowprec_eb.report.count_tables import build_layer_table, build_totals_table, layer_work
+from lowprec_eb.report.count_tables import build_energy_table, build_layer_table, build_totals_table, layer_work
+from lowprec_eb.report.energy_pictures import write_energy_picture
 from lowprec_eb.step_counts import Step, inputs_text
 from lowprec_eb.terminal import explained, new_console
 
@@ -91,6 +92,9 @@ def count(
     everything: Annotated[bool, typer.Option("--all", help="All layers in the table.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write totals and rows to this file.")] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Write a row for each GEMM and element operation.")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Price it under this hardware profile; with --plot a second picture.")
+    ] = None,
     plot: Annotated[bool, typer.Option("--plot", help="Draw where the work goes.")] = False,
     out: Annotated[Path, typer.Option(help="PNG file of --plot, or a folder for it.")] = Path(),
 ) -> None:
@@ -101,10 +105,8 @@ def count(
     """
     console = new_console()
     with explained(console):
-        if limit < 1:
-            raise ValueError(f"--limit must be 1 or more, got {limit}")
-        if optimizer is not None and not training:
-            raise ValueError("--optimizer needs a training step: leave --inference out")
+        _check(limit, optimizer, training)
+        chip = None if profile is None else em.load_profile(profile)
         recipes = [named_precision(name) for name in dict.fromkeys(precisions or ())]
         began = time.perf_counter()
         named = load_model(model, in_memory=in_memory or values)
@@ -126,13 +128,30 @@ def count(
         if compat is not None:
             found = em.difference(first, kept_as(first, compat.value), ("exact", compat.value))
             console.print(Text(f"\n{found}\n"), soft_wrap=True)
+        if chip is not None:
+            console.print(build_energy_table(first, chip))
         for line in [*_notes(counts), seconds]:
             console.print(Text(f"- {line}"))
         files = [*_written(first, json, csv)]
-        if picture is not None:
-            files.append(write_count_picture(first, picture, heading, order.value))
+        files += [] if picture is None else _drawn(first, picture, heading, order, chip)
         for path in files:
             console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _check(limit: int, optimizer: str | None, training: bool) -> None:
+    if limit < 1:
+        raise ValueError(f"--limit must be 1 or more, got {limit}")
+    if optimizer is not None and not training:
+        raise ValueError("--optimizer needs a training step: leave --inference out")
+
+
+def _drawn(
+    counts: em.OpCounts, picture: Path, heading: str, order: Order, chip: em.HardwareProfile | None
+) -> list[Path]:
+    files = [write_count_picture(counts, picture, heading, order.value)]
+    if chip is not None:
+        files.append(write_energy_picture(counts, chip, picture.with_stem(f"{picture.stem}_energy"), heading))
+    return files
 
 
 def _counts(named: NamedModel, step: Step, recipes: Sequence[Precision]) -> dict[str, em.OpCounts]:

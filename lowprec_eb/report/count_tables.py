@@ -11,6 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from energy_models.counts import GEMMS, Gemm, OpCounts
+from energy_models.estimate import estimate
+from energy_models.layer_energy import energy_by_part
+from energy_models.profiles import HardwareProfile
 from energy_models.units import share_text, si_text
 from energy_models.views import operations_by_kind
 
@@ -106,6 +109,21 @@ def build_totals_table(counts: Mapping[str, OpCounts]) -> Table:
     ]
     for title, unit, values in sections:
         _add_section(table, title, unit, values)
+    return table
+
+
+def build_energy_table(counts: OpCounts, profile: HardwareProfile) -> Table:
+    """Modelled joules by component, low, nominal and high, and by part of a step."""
+    whole = estimate(counts, profile)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column(Text(f"modelled energy, {profile.name}"), no_wrap=True)
+    for heading in ("low", "nominal", "high"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    parts = {name: energy.total_j for name, energy in energy_by_part(counts, profile).items()}
+    for name, energy in ({"total": whole.total_j} | dict(whole.components_j) | parts).items():
+        style = "bold" if name == "total" else ""
+        cells = (si_text(value, "J") for value in (energy.low, energy.nominal, energy.high))
+        table.add_row(Text(name if style else f"  {name}", style=style), *map(Text, cells))
     return table
 
 

@@ -24,7 +24,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 _LINES = ("-", "--", ":", "-.")
 # A profile names its levels as it likes, so they are told by their depth.
 _LEVELS = ("dram", "first on chip", "second on chip", "third on chip")
-_COMPONENT_COLOURS = {
+COMPONENT_COLOURS = {
     "compute": COLOURS[0],
     "other": COLOURS[5],
     "dram": COLOURS[1],
@@ -159,17 +159,18 @@ def profile_split(priced: Priced) -> Figure:
         )
     axes.set_yticks(rows, list(pipelines) * len(priced), fontsize=8)
     _finish_split(axes, max(rows))
-    figure.legend(handles=_components(priced), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    legend = component_legend(energy for energies in priced.values() for energy in energies.values())
+    figure.legend(handles=legend, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
 
 
 def _bar(axes: Axes, row: int, energy: ModelledEnergy, scale: Scale) -> None:
     left, whole = 0.0, energy.nominal_j
-    for name, kind in _kinds(energy).items():
+    for name, kind in component_kinds(energy).items():
         width = energy.components_j[name].nominal / whole
-        axes.barh(row, width, left=left, height=0.8, edgecolor="white", linewidth=0.4, color=_COMPONENT_COLOURS[kind])
+        axes.barh(row, width, left=left, height=0.8, edgecolor="white", linewidth=0.4, color=COMPONENT_COLOURS[kind])
         if width > _SHOWN:
-            colour = "white" if _COMPONENT_COLOURS[kind] in _DARK else "black"
+            colour = "white" if COMPONENT_COLOURS[kind] in _DARK else "black"
             axes.text(left + width / 2, row, f"{100 * width:.0f}", ha="center", va="center", fontsize=7, color=colour)
         left += width
     total = energy.total_j
@@ -188,26 +189,25 @@ def _finish_split(axes: Axes, last: int) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _kinds(energy: ModelledEnergy) -> dict[str, str]:
-    """Component -> what it is, in the order of `_COMPONENT_COLOURS`."""
+def component_kinds(energy: ModelledEnergy) -> dict[str, str]:
+    """Component -> what it is, in the order of `COMPONENT_COLOURS`."""
     levels = [name for name in energy.components_j if name not in NOT_MEMORY]
     of_level = dict(zip(levels, _LEVELS, strict=False)) | dict.fromkeys(levels[len(_LEVELS) :], _LEVELS[-1])
     found = {name: of_level.get(name, name) for name in energy.components_j}
-    order = list(_COMPONENT_COLOURS)
+    order = list(COMPONENT_COLOURS)
     return dict(sorted(found.items(), key=lambda item: order.index(item[1])))
 
 
-def _components(priced: Priced) -> list[Patch]:
-    """Entries of the legend, each with the names that the profiles have for it."""
+def component_legend(energies: Iterable[ModelledEnergy]) -> list[Patch]:
+    """Entries of a legend, each with the names that the profiles have for it."""
     names: dict[str, dict[str, None]] = {}
-    for energies in priced.values():
-        for energy in energies.values():
-            for name, kind in _kinds(energy).items():
-                names.setdefault(kind, {})[name] = None
+    for energy in energies:
+        for name, kind in component_kinds(energy).items():
+            names.setdefault(kind, {})[name] = None
     labels = {"compute": "MACs", "other": "other arithmetic", "static": "static"}
     return [
         Patch(label=labels.get(kind) or ", ".join(names[kind]), color=colour)
-        for kind, colour in _COMPONENT_COLOURS.items()
+        for kind, colour in COMPONENT_COLOURS.items()
         if kind in names
     ]
 

@@ -458,3 +458,13 @@ def test_only_png_and_only_gemms(tmp_path):
         count_picture(em.OpCounts())
     with pytest.raises(ValueError, match=r"ends in \.png"):
         write_count_picture(chain(4), tmp_path / "a.pdf")
+
+
+def test_a_profile_prices_the_count_and_draws_it(file, tmp_path):
+    picture = tmp_path / "count.png"
+    result = invoke(f"{file}:net", "--input", "3x8x8", "--profile", "7nm", "--plot", "--out", picture)
+    assert result.exit_code == 0, result.output
+    assert "modelled energy, 7nm" in words(result.output) and "forward GEMMs" in result.output
+    assert picture.stat().st_size > 5000 and (tmp_path / "count_energy.png").stat().st_size > 5000
+    unknown = invoke(f"{file}:net", "--input", "3x8x8", "--profile", "3nm")
+    assert unknown.exit_code == 2 and "no hardware profile '3nm'" in words(unknown.output)
