@@ -56,7 +56,10 @@ def write_windows(path: str | Path, windows: WindowSet) -> None:
 
 def read_windows(path: str | Path) -> WindowSet:
     """Read a file of windows. Raises ValueError with file and line, and FileNotFoundError."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a file of windows: {error}") from error
     if len(lines) < 2:
         raise ValueError(f"{path}: there are no windows in it")
     header = _parsed(_HEADER, lines[0], f"{path}:1: not the header of a file of windows")
@@ -103,6 +106,11 @@ def _joined(rows: Sequence[LedgerRow]) -> list[tuple[LedgerRow, ModelledEnergy]]
     trained = {_place(row): row for row in rows if row.key.phase in ("search", "train", "retrain")}
     energies = {id(row): row.modelled for row in rows}
     for row in inside:
+        if _place(row) not in trained:
+            raise ValueError(
+                f"{row.key.stage} average epoch {row.key.epoch}: the ledger has no training of that epoch, in whose "
+                "time the averages fall; run the stage again, or leave its ledger out"
+            )
         training = trained[_place(row)]
         energies[id(training)] = energies[id(training)] + row.modelled
     return [(row, energies[id(row)]) for row in rows if not any(row is other for other in inside)]

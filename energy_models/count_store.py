@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +56,7 @@ class CountStore:
             path = self._path(key)
             try:
                 content = gzip.decompress(path.read_bytes())
-            except (OSError, EOFError) as error:
+            except (OSError, EOFError, zlib.error) as error:
                 raise ValueError(f"{path}: the counts of ledger rows cannot be read ({error}); {_REMEDY}") from error
             if hashlib.sha256(content).hexdigest()[:_KEY_LENGTH] != key:
                 raise ValueError(f"{path}: the content is not what was stored; {_REMEDY}")

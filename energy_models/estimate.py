@@ -98,7 +98,10 @@ class _Pricing:
         """The slower of multipliers and DRAM; much utilisation is the low end."""
         chip, bandwidth = self.profile.chip, self.profile.memory[0].bandwidth
         assert isinstance(chip, Chip) and bandwidth is not None
-        return max(self._peak_s / chip.utilisation.at(_opposite(end)), dram_bits / (bandwidth.value * _GIGABYTE_BITS))
+        return max(
+            self._peak_s / chip.utilisation.at(_opposite(end)),
+            dram_bits / (bandwidth.at(_opposite(end)) * _GIGABYTE_BITS),
+        )
 
 
 # ---- arithmetic ------------------------------------------------------------------------------------------------------

@@ -67,6 +67,13 @@ class MacEnergy:
         self.int_mult = Law.through((8, of("int_mult_8")), (32, of("int_mult_32")))
         self.float_add = Law.through((_FP16[0], of("float_add_16")), (_FP32[0], of("float_add_32")))
         self.float_mult_32 = of("float_mult_32")
+        for bits, (significand, exponent) in ((16, _FP16), (32, _FP32)):
+            parts_pj = self.int_mult.at(significand) + self.int_add.at(exponent)
+            if not of(f"float_mult_{bits}") > parts_pj:
+                raise ValueError(
+                    f"float_mult_{bits} ({end}) is {of(f'float_mult_{bits}'):g} pJ, and its integer parts alone, by "
+                    f"int_mult and int_add, are {parts_pj:.3g} pJ; give a larger one, or smaller integer parts"
+                )
         beyond = (
             (_FP16[0], of("float_mult_16") - self.int_mult.at(_FP16[0]) - self.int_add.at(_FP16[1])),
             (_FP32[0], of("float_mult_32") - self.int_mult.at(_FP32[0]) - self.int_add.at(_FP32[1])),

@@ -81,6 +81,8 @@ class Traffic:
         """Bits that cross into each level but the first, then those that the multipliers fetch from the last."""
         crossing, operand_reuse = [0.0] * self._levels, self._reuse.at(reuse)
         for gemm in self._gemms:
+            if self._levels == 1:  # nothing in between: results and what must be there first reach DRAM themselves
+                crossing[0] += gemm.result + (gemm.written if end != "low" else 0.0)
             asked = gemm.fetched / self._reuse.value + gemm.result
             if self._levels > 2:
                 asked = min(asked, gemm.tiled[-1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from energy_models.energy import ENDS
+from energy_models.mac_energy import MacEnergy
 from energy_models.number_formats import UNIT_FORMATS
 from energy_models.profiles import Arithmetic, Chip, Constant, HardwareProfile, MemoryLevel, Unit
 
@@ -43,7 +45,11 @@ def load_profile(name_or_path: str | Path) -> HardwareProfile:
         path = Path(name_or_path)
         if not path.is_file():
             raise ValueError(f"hardware profile {str(path)!r} is not a file")
-        return parse_profile(path.read_text(encoding="utf-8"), str(path))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 text: {error}") from error
+        return parse_profile(text, str(path))
     if name_or_path not in available_profiles():
         names = ", ".join(available_profiles())
         raise ValueError(f"no hardware profile {name_or_path!r}; available: {names}, or the path of a .yaml file")
@@ -83,7 +89,13 @@ def parse_profile(text: str, file: str) -> HardwareProfile:
 def _arithmetic(section: Any, where: str) -> Arithmetic:
     keys = tuple(Arithmetic.__dataclass_fields__)
     given = _keyed(section, where, keys, keys)
-    return Arithmetic(**{key: _constant(given[key], f"{where}.{key}", ("pJ",)) for key in keys})
+    parts = Arithmetic(**{key: _constant(given[key], f"{where}.{key}", ("pJ",)) for key in keys})
+    for end in ENDS:
+        try:
+            MacEnergy(parts, end)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    return parts
 
 
 def _units(section: Any, where: str) -> dict[str, Unit]:
@@ -180,7 +192,8 @@ def _check_keys(given: Iterable[object], known: tuple[str, ...], where: str) -> 
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= sys.float_info.max:
         raise ValueError(f"{where}: expected a positive number, found {value!r}")
     return float(value)
 

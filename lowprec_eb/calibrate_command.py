@@ -19,6 +19,7 @@ from energy_models import CountStore, HardwareProfile, Ledger, calibration, load
 from energy_models.calibrated_profile import calibrated_text, factor_text
 from energy_models.calibration import Calibration, default_factors
 from energy_models.calibration_windows import MIN_WINDOW_S, WindowSet, WindowsHeader, read_windows, windows_of_rows
+from energy_models.profile_files import parse_profile
 from lowprec_eb.checkpoints import write_text
 from lowprec_eb.stage_data import COUNTS_FOLDER, LEDGER_FILE
 from lowprec_eb.terminal import explained, new_console
@@ -54,8 +55,9 @@ def calibrate(
         when = datetime.now(UTC).date().isoformat()
         _print(fitted, sets, console)
         text = calibrated_text(_profile_text(profile), fitted, header, name=out.stem, when=when)
+        written = parse_profile(text, str(out))
         write_text(out, text)
-        for key, said in _written(out).calibration.items():
+        for key, said in written.calibration.items():
             if key not in ("factors", "warnings"):
                 console.print(Text(f"{key.replace('_', ' ')}: {said}"))
         console.print(f"wrote {out}", highlight=False, markup=False, soft_wrap=True)
@@ -80,14 +82,6 @@ def _profile_text(name_or_path: str) -> str:
     if name_or_path.endswith((".yaml", ".yml")):
         return Path(name_or_path).read_text(encoding="utf-8")
     return (resources.files("energy_models") / "profiles" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
-
-
-def _written(out: Path) -> HardwareProfile:
-    try:
-        return load_profile(out)
-    except ValueError:
-        out.unlink()
-        raise
 
 
 def _factors(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from energy_models import Ledger, LedgerRow, diff, merge, settled, totals
+from energy_models.files import replacing
 from energy_models.ledger import BY, Change, LedgerDiff, PhaseTotals
 from energy_models.units import si_text
 from lowprec_eb.stage_data import LEDGER_FILE
@@ -51,7 +52,8 @@ def merge_command(
         rows = merge(_files(paths))
         if out.exists():
             raise ValueError(f"{out}: is there already; give --out the name of a new file")
-        Ledger(out).extend(rows)
+        with replacing(out) as temporary:
+            Ledger(temporary).extend(rows)
         console.print(f"{len(rows)} rows in {out}", highlight=False, markup=False)
 
 

@@ -38,6 +38,9 @@ def make_plans(settings: PlanSettings) -> tuple[Plan, ...]:
         ValueError: the model cannot be built, counted or narrowed, or a profile cannot price one of its precisions.
     """
     profiles = [em.load_profile(name) for name in settings.profiles]
+    names = [profile.name for profile in profiles]
+    if len(set(names)) < len(names):
+        raise ValueError(f"profiles: two of the files give the same name, {names}; change the key name in one of them")
     work = ModelWork(settings)
     scenarios = {arm.name: _scenarios(arm, work) for arm in settings.arms}
     return tuple(priced(settings, profile, work, scenarios) for profile in profiles)

@@ -126,7 +126,7 @@ class Plan:
 def scaled_macs(counts: Iterable[tuple[em.OpCounts, float]]) -> tuple[int, int]:
     """(MACs, bit-ops) of units done so many times."""
     parts = list(counts)
-    return (
-        round(math.fsum(unit.total_macs * times for unit, times in parts)),
-        round(math.fsum(unit.bit_ops * times for unit, times in parts)),
-    )
+    sums = [math.fsum(getattr(unit, name) * times for unit, times in parts) for name in ("total_macs", "bit_ops")]
+    if not all(map(math.isfinite, sums)):
+        raise ValueError("the plan's operations are too many to be a number; check samples (tokens) and epochs")
+    return round(sums[0]), round(sums[1])

@@ -154,6 +154,11 @@ def _time(plan: Plan) -> Iterator[str]:
             "Time is from the given rate, which is of dense training: other widths and evaluation are taken at as many "
             "MACs a second, and so is every precision of an arm without a rate of its own."
         )
+        if plan.profile.chip is not None:
+            yield (
+                "Static energy, and CO2e and cost with it, is of the profile's own time, not of that rate: at a slower "
+                "rate the chip takes more."
+            )
     elif plan.profile.chip is not None:
         yield "Time is the profile's: the slower of multipliers and DRAM, without anything between devices."
     else:

@@ -232,3 +232,11 @@ def test_the_example_is_what_the_synthetic_machine_gives(tmp_path: Path) -> None
     for a, b in zip(kept.windows, made.windows, strict=True):
         assert json.loads(json.dumps(a.predicted_j)) == pytest.approx(b.predicted_j)
         assert (a.name, a.measured_j, a.duration_s) == (b.name, pytest.approx(b.measured_j), b.duration_s)
+
+
+def test_averages_without_their_training_and_a_file_of_bytes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="average epoch 3: the ledger has no training of that epoch"):
+        windows_of_rows([row("train", 2, 9.0, 2.0), row("average", 3, None, 0.0)], HEADER)
+    (tmp_path / "bytes.jsonl").write_bytes(b"\xff\n\xfe\n")
+    with pytest.raises(ValueError, match=r"bytes\.jsonl: not a file of windows"):
+        read_windows(tmp_path / "bytes.jsonl")

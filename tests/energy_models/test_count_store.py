@@ -198,7 +198,7 @@ def test_each_content_stands_once_and_is_written_once(tmp_path: Path) -> None:
     assert [other.name for other in store.folder.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "flipped", "gone"])
 def test_damaged_counts_are_noticed(tmp_path: Path, damage: str) -> None:
     key = CountStore(tmp_path).put(OpCounts(gemms=(gemm(),)))
     path = tmp_path / f"{key}.json.gz"
@@ -207,6 +207,8 @@ def test_damaged_counts_are_noticed(tmp_path: Path, damage: str) -> None:
         path.write_bytes(content[:-9])
     elif damage == "changed":
         path.write_bytes(gzip.compress(gzip.decompress(content).replace(b"12", b"13")))
+    elif damage == "flipped":  # zlib notices it, before the hash
+        path.write_bytes(content[:10] + b"\xff" * 20 + content[30:])
     else:
         path.unlink()
     with pytest.raises(ValueError, match=rf"{key}\.json\.gz: .*restore the file from a copy, or run the stage again"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from energy_models.counts import ElementOps, Gemm, OpCounts, Operand, element_ops
 from energy_models.energy import ModelledEnergy, Range
-from energy_models.estimate import CORNERS, estimate
+from energy_models.estimate import CORNERS, estimate, modelled_time_s
 from energy_models.number_formats import FP16, FP32, FormatSpec, NumberFormat
 from energy_models.profile_files import load_profile
 
@@ -289,3 +289,22 @@ def test_the_plain_rule_by_name() -> None:
     assert plain == pytest.approx(MACS * (0.2 + int_add(24)) / 4 * 1e-12)
     with pytest.raises(ValueError, match="mac_rule must be one of parts, bits_product, got 'bits'"):
         estimate(conv(fmt, fmt), PROFILE, mac_rule="bits")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("end", "reuse", "tensors"), [("low", 128, 1), ("nominal", 16, 2), ("high", 1, 2)])
+def test_without_a_buffer_results_reach_dram_too(end: str, reuse: int, tensors: int) -> None:
+    """The result is written, and so is, but for the low end, the activation that the layer reads."""
+    chip = load_profile("45nm")
+    moved = estimate(conv(FP32, FP32), replace(chip, memory=chip.memory[:1])).level_bytes["dram"]
+    assert getattr(moved, end) == pytest.approx(MACS * 8 / reuse + tensors * ELEMENTS * 4)
+
+
+def test_the_range_of_a_bandwidth_is_used() -> None:
+    chip = load_profile("h100")
+    dram, work = chip.memory[0], element_ops("sgd", 10**6, read_bits=64, write_bits=32)
+    assert dram.bandwidth is not None
+    wide = replace(dram.bandwidth, low=dram.bandwidth.value / 2, high=dram.bandwidth.value * 2)
+    narrow_s = modelled_time_s(work, chip)
+    wide_s = modelled_time_s(work, replace(chip, memory=(replace(dram, bandwidth=wide), *chip.memory[1:])))
+    assert narrow_s is not None and wide_s is not None
+    assert wide_s.high == pytest.approx(2 * narrow_s.high) and wide_s.nominal == narrow_s.nominal

@@ -193,6 +193,13 @@ BUFFER = r"memory\[1\]"
         ("value: 100,", "value: true,", rf"{BUFFER}.energy.value: expected a positive number, found True"),
         ("value: 100,", "value: -1,", rf"{BUFFER}.energy.value: expected a positive number, found -1"),
         ("value: 100,", "value: .nan,", rf"{BUFFER}.energy.value: expected a positive number"),
+        ("value: 100,", f"value: 1{'0' * 400},", rf"{BUFFER}.energy.value: expected a positive number"),
+        ("float_mult_16: {value: 1.1", "float_mult_16: {value: 0.2", r"arithmetic: float_mult_16 \(low\) is 0.2 pJ"),
+        (
+            "float_mult_32: {value: 3.7",
+            "float_mult_32: {low: 1, value: 3.7",
+            r"arithmetic: float_mult_32 \(low\) is 1 pJ, and its integer parts alone",
+        ),
         ("low: 1300", "low: 2000", r"memory\[0\].energy: low <= value <= high does not hold"),
         ("high: 2600", "high: 1900", r"memory\[0\].energy: low <= value <= high does not hold"),
         ("  - name: buffer", "  - name: dram", "levels need names of their own"),
@@ -275,4 +282,11 @@ def test_what_the_loader_refuses_of_a_chip(tmp_path: Path, old: str, new: str, m
     assert load_profile(path).chip is not None
     path.write_text(CHIP.replace(old, new))
     with pytest.raises(ValueError, match=message):
+        load_profile(path)
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"# \xe9\n" + SHIPPED.read_bytes())
+    with pytest.raises(ValueError, match=r"mine\.yaml: not UTF-8"):
         load_profile(path)

@@ -188,3 +188,10 @@ def test_ledgers_of_a_run(tmp_path):
     assert said["factors"].startswith("compute 3 (3 to 3); memory 2 (2 to 2); static 0.5 W (0.5 to 0.5)")
     result = invoke("45nm", tmp_path, "--out", tmp_path / "long.yaml", "--device", "my board", "--min-seconds", "60")
     assert "no measured windows" in words(result.output)
+
+
+def test_nothing_is_written_that_cannot_be_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("lowprec_eb.calibrate_command.calibrated_text", lambda *args, **kwargs: "name: broken\n")
+    out = tmp_path / "mine.yaml"
+    result = invoke("45nm", EXAMPLE, "--out", out)
+    assert result.exit_code == 2 and not list(tmp_path.iterdir())

@@ -73,3 +73,13 @@ def test_diff_tells_what_and_by_how_much(ranks):
     assert result.exit_code == 0, said
     result, said = invoke("diff", ranks / "rank0", ranks / "rank1")
     assert result.exit_code == 1 and "only in a" in said and "only in b" in said and "total" not in said
+
+
+def test_a_merge_that_fails_leaves_nothing(ranks, monkeypatch):
+    def full(descriptor, lines, path):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("energy_models.ledger.file._write", full)
+    result, said = invoke("merge", ranks / "rank0", "--out", ranks / "all.jsonl")
+    assert result.exit_code == 2 and "No space" in said
+    assert sorted(path.name for path in ranks.iterdir()) == ["rank0", "rank1"]

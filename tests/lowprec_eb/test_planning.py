@@ -22,6 +22,7 @@ from lowprec_eb.planning import PlanArm, PlanSettings, PlanTicket, load_plan, ma
 from lowprec_eb.planning import plan as planning
 from lowprec_eb.planning.files import plans_csv, plans_json
 from lowprec_eb.planning.settings import Evaluation, Segment
+from lowprec_eb.planning.tables import sentences
 from lowprec_eb.planning.walk import Stretch, walk
 from lowprec_eb.strict_config import ConfigError
 
@@ -262,3 +263,18 @@ def test_repeated_epochs_cost_nothing_to_plan(monkeypatch):
     (plan,) = make_plans(settings(PlanArm("cyclic", schedule=segments), epochs=1000))
     assert len(asked) == 2
     assert [phase.epochs for phase in plan.arms[0].phases] == [500, 500]
+
+
+def test_static_energy_beside_a_rate_is_explained():
+    (plan,) = make_plans(settings(PlanArm("a"), rate=(10.0,), profiles=("h100",)))
+    assert any("Static energy" in line and "not of that rate" in line for line in sentences(plan))
+    (bare,) = make_plans(settings(PlanArm("a"), rate=(10.0,), profiles=("45nm",)))
+    assert not any("Static energy" in line for line in sentences(bare))
+
+
+def test_profiles_of_one_name_and_plans_beyond_numbers_are_refused(tmp_path):
+    (tmp_path / "mine.yaml").write_text((Path(em.__file__).parent / "profiles" / "45nm.yaml").read_text())
+    with pytest.raises(ValueError, match="two of the files give the same name"):
+        make_plans(settings(PlanArm("a"), profiles=("45nm", str(tmp_path / "mine.yaml"))))
+    with pytest.raises(ValueError, match="too many to be a number"):
+        make_plans(settings(PlanArm("a"), samples=1e308, profiles=("45nm",)))
