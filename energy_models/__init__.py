@@ -15,7 +15,7 @@ from energy_models.counts import (
 )
 from energy_models.difference import Difference, difference
 from energy_models.energy import ModelledEnergy, Range
-from energy_models.estimate import estimate, modelled_time_s
+from energy_models.estimate import estimate, modelled_time_s, static_energy
 from energy_models.footprint import Footprint
 from energy_models.ledger import Ledger, LedgerDiff, LedgerKey, LedgerRow, Totals, diff, merge, settled, totals
 from energy_models.loop_ledger import LedgerCallback
@@ -91,5 +91,6 @@ __all__ = [
     "reprice",
     "settled",
     "sparsity",
+    "static_energy",
     "totals",
 ]

@@ -54,6 +54,19 @@ def modelled_time_s(counts: OpCounts, profile: HardwareProfile) -> Range | None:
     return Range(*(pricing.time_s(end, pricing.traffic(end, _opposite(end))[0]) for end in ENDS))
 
 
+def static_energy(profile: HardwareProfile, time_s: Range) -> ModelledEnergy:
+    """What a whole chip draws in a time that is known from elsewhere, in place of the modelled one.
+
+    Raises:
+        ValueError: the profile is of bare arithmetic.
+    """
+    if profile.chip is None:
+        raise ValueError(f"profile {profile.name!r} has no chip, so no static power")
+    ends = {end: profile.chip.static_power.at(end) * getattr(time_s, end) for end in ENDS}
+    corners = tuple(ends[arithmetic] for *_, arithmetic in product(ENDS, _EDGES, _EDGES, _EDGES))
+    return ModelledEnergy({"static": Range(*ends.values())}, {}, corners)
+
+
 def _opposite(end: str) -> str:
     """More reuse and more utilisation cost less."""
     return {"low": "high", "nominal": "nominal", "high": "low"}[end]

@@ -7,7 +7,7 @@ take no longer to plan than one. The last batch of an epoch counts as the fracti
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import energy_models as em
 from energy_models.footprint import as_range
@@ -104,7 +104,7 @@ class _Pricing:
         # Work that one device does for a sample (a token) of dense training: what a rate is the speed of.
         items = settings.batch // settings.devices * work.items_per_sample
         self._macs_per_item = work.train("dense", "fp32").total_macs / items
-        self._priced: dict[int, tuple[em.OpCounts, em.ModelledEnergy, em.Range | None]] = {}
+        self._priced: dict[tuple[int, bool], tuple[em.OpCounts, em.ModelledEnergy, em.Range | None]] = {}
 
     def phases(self, arm: PlanArm, repeated: Sequence[_Repeated]) -> tuple[PlannedPhase, ...]:
         """One for each phase, width and precision, in the order of a ledger's phases."""
@@ -118,23 +118,32 @@ class _Pricing:
         self, arm: PlanArm, phase: str, width: Width, precision: str, parts: Sequence[_Repeated]
     ) -> PlannedPhase:
         macs, bit_ops = scaled_macs((part.unit, part.times) for part in parts)
-        energy = em.ModelledEnergy.total(self._unit(part.unit)[0] * part.times for part in parts)
+        # A chip draws its static power for as long as it takes, which the user knows better than the profile.
+        timed = self._profile.chip is not None and self._rate(arm) is not None
+        energy = em.ModelledEnergy.total(self._unit(part.unit, timed)[0] * part.times for part in parts)
         epochs = sum(part.epochs for part in parts if part.unit is parts[0].unit)  # a penalty is in the same epochs
-        return PlannedPhase(phase, width, precision, epochs, macs, bit_ops, energy, self._time(arm, macs, parts))
+        time_s = self._time(arm, macs, parts)
+        if timed and time_s is not None:
+            energy = energy + em.static_energy(self._profile, time_s * self._settings.devices)
+        return PlannedPhase(phase, width, precision, epochs, macs, bit_ops, energy, time_s)
+
+    def _rate(self, arm: PlanArm) -> Sequence[float] | float | None:
+        return arm.rate or self._settings.rate
 
     def _time(self, arm: PlanArm, macs: int, parts: Sequence[_Repeated]) -> em.Range | None:
-        rate = arm.rate or self._settings.rate
+        rate = self._rate(arm)
         if rate is not None:
             items_per_s = as_range(rate) * self._settings.devices
             items = macs / self._macs_per_item
             return em.Range(items / items_per_s.high, items / items_per_s.nominal, items / items_per_s.low)
-        times = [(self._unit(part.unit)[1], part.times / part.devices) for part in parts]
+        times = [(self._unit(part.unit, False)[1], part.times / part.devices) for part in parts]
         if any(time is None for time, _ in times):
             return None
         return em.Range.total(time * repeats for time, repeats in times if time is not None)
 
-    def _unit(self, unit: em.OpCounts) -> tuple[em.ModelledEnergy, em.Range | None]:
-        if id(unit) not in self._priced:  # holding on to the unit, so that no other one can take over its id
-            energy, time = em.estimate(unit, self._profile), em.modelled_time_s(unit, self._profile)
-            self._priced[id(unit)] = (unit, energy, time)
-        return self._priced[id(unit)][1:]
+    def _unit(self, unit: em.OpCounts, without_static: bool) -> tuple[em.ModelledEnergy, em.Range | None]:
+        key = id(unit), without_static
+        if key not in self._priced:  # holding on to the unit, so that no other one can take over its id
+            profile = replace(self._profile, chip=None) if without_static else self._profile
+            self._priced[key] = (unit, em.estimate(unit, profile), em.modelled_time_s(unit, self._profile))
+        return self._priced[key][1:]

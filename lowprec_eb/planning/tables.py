@@ -155,10 +155,7 @@ def _time(plan: Plan) -> Iterator[str]:
             "MACs a second, and so is every precision of an arm without a rate of its own."
         )
         if plan.profile.chip is not None:
-            yield (
-                "Static energy, and CO2e and cost with it, is of the profile's own time, not of that rate: at a slower "
-                "rate the chip takes more."
-            )
+            yield ("Static energy is the profile's static power for that time, on every device.")
     elif plan.profile.chip is not None:
         yield "Time is the profile's: the slower of multipliers and DRAM, without anything between devices."
     else:

@@ -9,6 +9,7 @@ from torch import nn
 import energy_models as em
 from energy_models.counts import Gemm, Operand
 from energy_models.energy import NOT_MEMORY, Range
+from energy_models.estimate import CORNERS
 from energy_models.memory_traffic import Traffic
 from energy_models.profile_files import available_profiles
 from lowprec_eb.recipes import RECIPES
@@ -116,3 +117,15 @@ def test_the_innermost_of_several_levels_keeps_its_tile_when_nothing_is_reused()
     high, nominal = traffic.into_levels("high", "high"), traffic.into_levels("nominal", "high")
     assert nominal[0] < high[0] and high[2] == nominal[2]
     assert high[0] - big.a.stored_bits == pytest.approx(high[2])  # besides the activation, written before
+
+
+def test_static_energy_of_a_known_time() -> None:
+    chip = em.load_profile("h100")
+    assert chip.chip is not None
+    found = em.static_energy(chip, Range(10, 20, 30))
+    power = chip.chip.static_power
+    expected = Range(10 * power.low, 20 * power.value, 30 * power.high)
+    assert found.components_j == {"static": expected}
+    assert len(found.corners_j) == CORNERS and set(found.corners_j) == {expected.low, expected.high}
+    with pytest.raises(ValueError, match="'45nm' has no chip"):
+        em.static_energy(em.load_profile("45nm"), Range(1, 1, 1))

@@ -265,16 +265,15 @@ def test_repeated_epochs_cost_nothing_to_plan(monkeypatch):
     assert [phase.epochs for phase in plan.arms[0].phases] == [500, 500]
 
 
-def test_static_energy_beside_a_rate_is_explained():
-    (plan,) = make_plans(settings(PlanArm("a"), rate=(10.0,), profiles=("h100",)))
-    assert any("Static energy" in line and "not of that rate" in line for line in sentences(plan))
+@pytest.mark.parametrize("devices", [1, 2])
+def test_static_power_is_drawn_for_as_long_as_the_rate_says(devices):
+    (plan,) = make_plans(settings(PlanArm("a"), rate=(10.0, 20.0), devices=devices, profiles=("h100",)))
+    (arm,) = plan.arms
+    power, static = plan.profile.chip.static_power, arm.components_j["static"]
+    assert static.low == pytest.approx(power.low * arm.time_s.low * devices)
+    assert static.nominal == pytest.approx(power.value * arm.time_s.nominal * devices)
+    assert static.high == pytest.approx(power.high * arm.time_s.high * devices)
+    assert min(arm.totals[0].corners_j) > static.low
+    assert any("Static energy is the profile's static power" in line for line in sentences(plan))
     (bare,) = make_plans(settings(PlanArm("a"), rate=(10.0,), profiles=("45nm",)))
-    assert not any("Static energy" in line for line in sentences(bare))
-
-
-def test_profiles_of_one_name_and_plans_beyond_numbers_are_refused(tmp_path):
-    (tmp_path / "mine.yaml").write_text((Path(em.__file__).parent / "profiles" / "45nm.yaml").read_text())
-    with pytest.raises(ValueError, match="two of the files give the same name"):
-        make_plans(settings(PlanArm("a"), profiles=("45nm", str(tmp_path / "mine.yaml"))))
-    with pytest.raises(ValueError, match="too many to be a number"):
-        make_plans(settings(PlanArm("a"), samples=1e308, profiles=("45nm",)))
+    assert "static" not in bare.arms[0].components_j
