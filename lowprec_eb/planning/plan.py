@@ -127,7 +127,7 @@ class _Pricing:
             energy = energy + em.static_energy(self._profile, time_s * self._settings.devices)
         return PlannedPhase(phase, width, precision, epochs, macs, bit_ops, energy, time_s)
 
-    def _rate(self, arm: PlanArm) -> Sequence[float] | float | None:
+    def _rate(self, arm: PlanArm) -> tuple[float, ...] | None:
         return arm.rate or self._settings.rate
 
     def _time(self, arm: PlanArm, macs: int, parts: Sequence[_Repeated]) -> em.Range | None:
