@@ -222,16 +222,8 @@ class ElementOps:
 
 def quantizer_ops(layer: str, elements: int, write_bits: int, times: int = 1, part: Part = "other") -> ElementOps:
     """One pass of a hardware quantizer over a 32-bit tensor of `elements`; `write_bits` is what it stores in total."""
-    return ElementOps(
-        "quantizer",
-        layer,
-        elements,
-        int_add=QUANTIZER_INT_ADDS * elements,
-        read_bits=FP32_BITS * elements,
-        write_bits=write_bits,
-        times=times,
-        part=part,
-    )
+    adds, read_bits = QUANTIZER_INT_ADDS * elements, FP32_BITS * elements
+    return ElementOps("quantizer", layer, elements, 0, 0, adds, read_bits, write_bits, times, part)
 
 
 @dataclass(frozen=True, repr=False)
