@@ -22,8 +22,6 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
-from scipy.stats import t as student
 
 SECONDS = "seconds"
 MAX_FACTORS = 3
@@ -232,6 +230,8 @@ class _Problem:
         )
 
     def fit(self, kept: NDArray[np.bool_]) -> NDArray[np.float64]:
+        from scipy.optimize import nnls  # takes as long to import as all the rest
+
         weights = self.weights[kept]
         scaled = self.matrix[kept] * weights[:, None]
         lengths = np.linalg.norm(scaled, axis=0)
@@ -244,6 +244,8 @@ class _Problem:
 
     def margin(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Half the interval of each factor, by the linear theory of least squares."""
+        from scipy.stats import t as student  # takes as long to import as all the rest
+
         scaled = self.matrix * self.weights[:, None]
         residuals = (self.measured_j - self.joules(values)) * self.weights
         freedom = len(set(self.groups)) - len(values)
