@@ -57,7 +57,7 @@ def count(
         strict: raise if an operator with arithmetic has no formula, instead of listing it in `uncounted`.
         formulas: for operators that this package does not know, by name ("torchvision::deform_conv2d"): what a
             :class:`Call` does, as `Product`s and `ElementOps`. One for a known operator takes the place of its own.
-            docs/counting.md has an example.
+            docs/counting_reference.md has an example.
         accumulation_steps: forward and backward passes whose gradients are summed; each is on `example_inputs`.
         compat: book the work as a paper does: "early_bird" or "fractrain", see `energy_models.compat`.
         values: run a copy of the model for real, for models whose shapes depend on computed numbers.
@@ -80,6 +80,8 @@ def count(
     """
     if accumulation_steps < 1:
         raise ValueError(f"accumulation_steps must be 1 or more, got {accumulation_steps}")
+    if compat is not None:
+        kept_as(OpCounts(), compat)  # refuses an unknown name before the model runs
     # Inside a compiled program nothing of the count is compiled.
     traced = torch.compiler.disable(_traced) if "torch._dynamo" in sys.modules else _traced
     counts = traced(model, example_inputs, training, loss, formulas or {}, accumulation_steps, values)

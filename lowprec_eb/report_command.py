@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from energy_models import load_profile
+from energy_models import HardwareProfile, load_profile
 from energy_models.footprint import Footprint, parse_numbers
-from lowprec_eb.report import print_report, write_report
+from lowprec_eb.report import Comparison, print_report, write_report
+from lowprec_eb.report.profile_pictures import priced_arms, write_profile_pictures
 from lowprec_eb.report.saved import load_comparison
 from lowprec_eb.terminal import explained, new_console
 
@@ -20,11 +23,14 @@ _RANGE = "One number, low-high, or low-nominal-high."
 
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run, such as runs/digits-0123456789.")],
-    profile: Annotated[
-        str | None, typer.Option(help="Price the run under this hardware profile: a name, or a YAML file.")
+    profiles: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--profile", help="Price the run under this hardware profile: a name, or a YAML file. Repeatable."
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write to; left out, the run's, or under-PROFILE in it.")
+        Path | None, typer.Option(help="Folder to write to; left out, the run's. Under a profile: under-PROFILE in it.")
     ] = None,
     carbon_intensity: Annotated[str | None, typer.Option(help=f"g CO2e per kWh. {_RANGE}")] = None,
     price: Annotated[str | None, typer.Option(help=f"Price of a kWh. {_RANGE}")] = None,
@@ -33,20 +39,36 @@ def report(
 ) -> None:
     """Write a finished run's tables and pictures again, without training.
 
-    With --profile its energies are those of another chip. CO2e and cost follow from what you give, and replace what the
-    run's settings gave.
+    With --profile its energies are those of another chip; of several, pictures of what the chip changes follow. CO2e
+    and cost follow from what you give, and replace what the run's settings gave.
     """
     console = new_console()
     with explained(console):
-        chip = None if profile is None else load_profile(profile)
-        comparison = load_comparison(run, chip)
         given = {"carbon_intensity": carbon_intensity, "price": price, "currency": currency, "pue": pue}
-        if any(value is not None for value in given.values()):
-            comparison = dataclasses.replace(comparison, footprint=_footprint(given))
-        folder = out or (run if chip is None else run / f"under-{_file_name(chip.name)}")
-        files = write_report(comparison, folder)
-        print_report(comparison, console)
-        console.print(f"\n{len(files)} files in {folder}", highlight=False)
+        footprint = _footprint(given) if any(value is not None for value in given.values()) else None
+        chips: list[HardwareProfile | None] = [load_profile(name) for name in profiles or ()]
+        names = [chip.name for chip in chips if chip is not None]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"--profile: two of {', '.join(names)} have one name; leave one out, or rename it in its file"
+            )
+        priced: dict[str, Comparison] = {}
+        for chip in chips or [None]:
+            comparison = load_comparison(run, chip)
+            if footprint is not None:
+                comparison = dataclasses.replace(comparison, footprint=footprint)
+            folder = (out or run) if chip is None else (out or run) / f"under-{_file_name(chip.name)}"
+            files = write_report(comparison, folder)
+            print_report(comparison, console)
+            _say_written(files, folder, console)
+            if chip is not None:
+                priced[chip.name] = comparison
+        if len(priced) > 1:
+            _say_written(write_profile_pictures(priced_arms(priced), out or run), out or run, console)
+
+
+def _say_written(files: Sequence[Path], folder: Path, console: Console) -> None:
+    console.print(f"\n{len(files)} files in {folder}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _footprint(given: dict[str, str | None]) -> Footprint:

@@ -113,6 +113,21 @@ def test_another_profile_changes_the_energy_alone_and_says_so(run, other_chip):
     assert float(other[0]["energy_nominal_j"]) == pytest.approx(100 * float(own[0]["energy_nominal_j"]))
 
 
+def test_several_profiles_are_compared_in_pictures(run, tmp_path):
+    result, said = invoke("report", run, "--profile", "7nm", "--profile", "tx2", "--out", tmp_path)
+    assert result.exit_code == 0, said
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("under-7nm", "under-tx2", "profile_ranking.png", "profile_split.png")
+    }
+    result, said = invoke("report", run, "--profile", "7nm", "--profile", "7nm")
+    assert result.exit_code == 2 and "--profile: two of 7nm, 7nm have one name" in said
+
+
+def test_a_wrong_price_is_told_before_anything_is_read(tmp_path):
+    result, said = invoke("report", tmp_path / "no run", "--price", "cheap")
+    assert result.exit_code == 2 and "--price" in said and "cheap" in said
+
+
 def test_co2e_and_cost_are_there_when_they_are_given_only(run, tmp_path):
     given = ["--carbon-intensity", "300-500", "--price", "0.3", "--currency", "EUR", "--pue", "1.2"]
     result, said = invoke("report", run, "--out", tmp_path, *given)
