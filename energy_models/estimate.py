@@ -84,10 +84,11 @@ class _Pricing:
     def __init__(self, counts: OpCounts, profile: HardwareProfile, mac_rule: MacRule) -> None:
         self.profile, self._traffic = profile, Traffic(counts, profile)
         self._bits: dict[tuple[str, str], list[float]] = {}
-        arithmetic = {end: _arithmetic(profile, end, mac_rule) for end in ENDS}
+        units = _Units(profile)
+        arithmetic = {end: _arithmetic(profile, units, end, mac_rule) for end in ENDS}
         self._compute = {end: sum(map(a.gemm_pj, counts.gemms)) * _PJ for end, a in arithmetic.items()}
         self._other = {end: sum(map(a.element_ops_pj, counts.element_ops)) * _PJ for end, a in arithmetic.items()}
-        self._peak_s = sum(gemm.macs / (_rate(gemm, profile) * _TERA) for gemm in counts.gemms if profile.chip)
+        self._peak_s = sum(gemm.macs / (units.rate(gemm) * _TERA) for gemm in counts.gemms if profile.chip)
 
     def at(self, schedule: str, prices: str, reuse: str, arithmetic: str) -> _Priced:
         """Joules by component, and bits by memory level; each argument is "low", "nominal" or "high"."""
@@ -140,41 +141,54 @@ class _FromParts:
 class _OnUnits:
     """The same on a chip's own units: each MAC in the cheapest that holds both operands, other operations in fp32."""
 
-    def __init__(self, profile: HardwareProfile, end: str) -> None:
-        self._profile, self._end = profile, end
+    def __init__(self, profile: HardwareProfile, units: _Units, end: str) -> None:
+        self._units, self._end = units, end
         self._fp32: float = profile.units["fp32"].energy.at(end)
 
     def gemm_pj(self, gemm: Gemm) -> float:
-        return gemm.macs * _unit(gemm, self._profile).energy.at(self._end)
+        return gemm.macs * self._units.of(gemm).energy.at(self._end)
 
     def element_ops_pj(self, op: ElementOps) -> float:
         return op.operations * self._fp32
 
 
-def _arithmetic(profile: HardwareProfile, end: str, mac_rule: MacRule) -> _FromParts | _OnUnits:
+def _arithmetic(profile: HardwareProfile, units: _Units, end: str, mac_rule: MacRule) -> _FromParts | _OnUnits:
     if profile.arithmetic is not None:
         return _FromParts(profile, end, mac_rule)
     if mac_rule != "parts":
         raise ValueError(f"mac_rule {mac_rule!r} needs a profile with arithmetic; {profile.name!r} has units")
-    return _OnUnits(profile, end)
+    return _OnUnits(profile, units, end)
 
 
-def _unit(gemm: Gemm, profile: HardwareProfile) -> Unit:
-    fitting = [unit for name, unit in profile.units.items() if _fits(UNIT_FORMATS[name], gemm.a.format, gemm.b.format)]
-    if not fitting:
-        raise ValueError(
-            f"layer {gemm.layer!r}, {gemm.gemm} GEMM: no unit of profile {profile.name!r} ({', '.join(profile.units)}) "
-            f"holds both {gemm.a.format} and {gemm.b.format}"
-        )
-    return min(fitting, key=lambda unit: unit.energy.value)
+class _Units:
+    """Which of a chip's units each GEMM runs on; found once for each pair of formats."""
 
+    def __init__(self, profile: HardwareProfile) -> None:
+        self._profile = profile
+        self._found: dict[tuple[NumberFormat, NumberFormat], Unit] = {}
 
-def _rate(gemm: Gemm, profile: HardwareProfile) -> float:
-    """Peak TMAC/s of a chip."""
-    if profile.units:
-        return _unit(gemm, profile).rate.value
-    assert profile.chip is not None and profile.chip.rate is not None
-    return profile.chip.rate.value
+    def of(self, gemm: Gemm) -> Unit:
+        formats = gemm.a.format, gemm.b.format
+        if formats not in self._found:
+            self._found[formats] = self._cheapest(gemm)
+        return self._found[formats]
+
+    def rate(self, gemm: Gemm) -> float:
+        """Peak TMAC/s of a chip."""
+        if self._profile.units:
+            return self.of(gemm).rate.value
+        assert self._profile.chip is not None and self._profile.chip.rate is not None
+        return self._profile.chip.rate.value
+
+    def _cheapest(self, gemm: Gemm) -> Unit:
+        a, b, units = gemm.a.format, gemm.b.format, self._profile.units
+        fitting = [unit for name, unit in units.items() if _fits(UNIT_FORMATS[name], a, b)]
+        if not fitting:
+            raise ValueError(
+                f"layer {gemm.layer!r}, {gemm.gemm} GEMM: no unit of profile {self._profile.name!r} "
+                f"({', '.join(units)}) holds both {a} and {b}"
+            )
+        return min(fitting, key=lambda unit: unit.energy.value)
 
 
 def _fits(unit: NumberFormat, a: NumberFormat, b: NumberFormat) -> bool:
