@@ -77,7 +77,8 @@ def profile_ranking(priced: Priced, baseline: str | None = None) -> Figure:
         profile: {name: energy.ratio_to(energies[baseline]) for name, energy in energies.items()}
         for profile, energies in priced.items()
     }
-    figure = new_figure(2.6 + 1.5 * len(priced), 1.8 + 0.42 * max(len(pipelines), 8))
+    column = 0.19 * max(len(pipelines), 8)  # inch: room for a rank of two figures beside each marker
+    figure = new_figure(2.6 + column / 0.6 * len(priced), 1.8 + 0.42 * max(len(pipelines), 8))
     axes = figure.add_subplot()
     offsets = np.linspace(-0.3, 0.3, len(pipelines)) if len(pipelines) > 1 else np.zeros(1)
     for number, (name, offset) in enumerate(zip(pipelines, offsets, strict=True)):
@@ -100,7 +101,8 @@ def _series(axes: Axes, number: int, name: str, offset: float, ratios: list[Rang
 
 
 def _ranks(axes: Axes, column: int, nominal: Mapping[str, float], offsets: Mapping[str, float]) -> None:
-    for rank, name in enumerate(sorted(nominal, key=lambda each: nominal[each]), start=1):
+    for name in nominal:
+        rank = 1 + sum(other < nominal[name] for other in nominal.values())  # equals share one
         axes.annotate(
             str(rank),
             (column + offsets[name], nominal[name]),

@@ -51,9 +51,16 @@ def test_ranks_and_markers_follow_the_nominal_ratios(priced: Priced) -> None:
     heights = [[float(markers[name][column]) for name in markers] for column in range(len(PROFILES))]
     ranks = [(text.get_text(), text.xy[1]) for text in axes.texts]
     for column, of in enumerate(heights):
-        assert ranks[3 * column : 3 * column + 3] == [(str(n), y) for n, y in enumerate(sorted(of), start=1)]
+        found = sorted(ranks[3 * column : 3 * column + 3])
+        assert found == [(str(n), y) for n, y in enumerate(sorted(of), start=1)]
     entries = [text.get_text() for text in figure.legends[0].get_texts()]
     assert entries == ["dense", "half the rows", "8 bits"]
+
+
+def test_equals_share_a_rank(priced: Priced) -> None:
+    twins = {profile: {**energies, "dense again": energies["dense"]} for profile, energies in priced.items()}
+    (axes,) = profile_ranking(twins, "dense").axes
+    assert sorted(text.get_text() for text in axes.texts[:4]) == ["1", "2", "3", "3"]
 
 
 def test_bars_are_whole_and_say_the_total(priced: Priced) -> None:
