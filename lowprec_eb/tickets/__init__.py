@@ -2,15 +2,18 @@
 
 from lowprec_eb.tickets.compaction import Compaction, compact, plan_compaction
 from lowprec_eb.tickets.early_bird import EarlyBird, TicketSettings
-from lowprec_eb.tickets.groups import ChannelGroup, channel_groups
+from lowprec_eb.tickets.groups import channel_groups
 from lowprec_eb.tickets.importance import batch_norms, gamma_scores
 from lowprec_eb.tickets.masks import keep_largest, keep_random, keep_uniform, mask_distance
+from lowprec_eb.tickets.members import ChannelGroup, ChannelGroups, Member
 from lowprec_eb.tickets.ticket import Ticket, draw_by_gamma
 
 __all__ = [
     "ChannelGroup",
+    "ChannelGroups",
     "Compaction",
     "EarlyBird",
+    "Member",
     "Ticket",
     "TicketSettings",
     "batch_norms",
