@@ -28,7 +28,9 @@ def plain_copy(model: nn.Module) -> nn.Module:
     return raise_(copy.deepcopy(model)).eval()
 
 
-def random_inputs(inputs: Inputs, generator: torch.Generator, dtype: torch.dtype | None = None) -> Any:
+def random_inputs(
+    inputs: Inputs, generator: torch.Generator, dtype: torch.dtype | None = None, *, positive: bool = False
+) -> Any:
     """Inputs like these with random numbers in floating-point tensors; a batch of one is doubled.
 
     Batch statistics of one example can be of one value, and that is no batch. ``generator`` is the CPU's.
@@ -41,7 +43,7 @@ def random_inputs(inputs: Inputs, generator: torch.Generator, dtype: torch.dtype
             value = torch.cat([value, value])
         if not value.is_floating_point():
             return value
-        drawn = torch.randn(value.shape, generator=generator, dtype=dtype or value.dtype)
-        return drawn.to(value.device)
+        draw = torch.rand if positive else torch.randn
+        return draw(value.shape, generator=generator, dtype=dtype or value.dtype).to(value.device)
 
     return tree_map(randomised, inputs)

@@ -193,10 +193,10 @@ class _TwoSided(torch_pruning.BasePruningFunc):  # type: ignore[misc]
 
 def _width(layer: nn.Module, side: Side) -> int:
     if isinstance(layer, nn.MultiheadAttention):
-        return layer.embed_dim
+        return int(layer.embed_dim)
     found = layer_tensors(layer, side)
     assert found is not None
-    return int(found[0])
+    return found[0]
 
 
 def _read_dependencies(build: _Builder, plain: nn.Module, example_inputs: Inputs, attention: set[str]) -> None:
@@ -228,14 +228,20 @@ def _dependency_graph(plain: nn.Module, example_inputs: Inputs) -> tuple[Any, se
     ]
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of parameters that no layer owns: they are looked after here
-        graph = torch_pruning.DependencyGraph().build_dependency(
-            plain,
-            example_inputs,
-            forward_fn=call,
-            output_transform=_marked,
-            customized_pruners={cls: _TwoSided() for cls in types},
-            verbose=False,
-        )
+        try:
+            graph = torch_pruning.DependencyGraph().build_dependency(
+                plain,
+                example_inputs,
+                forward_fn=call,
+                output_transform=_marked,
+                customized_pruners={cls: _TwoSided() for cls in types},
+                verbose=False,
+            )
+        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+            raise ValueError(
+                f"Torch-Pruning cannot read how {type(plain).__name__} couples its channels ({error!r}): a view that "
+                "reorders channels, say; without groups, and with a model in parts, tickets may still be drawn"
+            ) from error
     for handle in handles:
         handle.remove()
     return graph, {name for name, times in calls.items() if times > 1}

@@ -21,7 +21,6 @@ from lowprec_eb.tickets.calls import Inputs, call, plain_copy, random_inputs
 from lowprec_eb.tickets.graph import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED, ChannelGraph, Side, Site
 from lowprec_eb.tickets.ticket import Ticket
 
-_DRAWS = 3
 Idle = dict[tuple[str, Side], NDArray[np.bool_]]
 
 
@@ -71,23 +70,16 @@ def _written(graph: ChannelGraph) -> NDArray[np.bool_]:
 def _idle(graph: ChannelGraph, model: nn.Module, ticket: Ticket, example_inputs: Inputs) -> Idle:
     """By site, positions whose value, or whose gradient, is zero whatever the weights are."""
     probe = plain_copy(model).double().requires_grad_(True)
-    for module in probe.modules():
-        if isinstance(module, BATCH_NORMS):
-            module.train()  # statistics of the batch: no channel is dead by chance
-    idle: Idle = {}
     generator = torch.Generator().manual_seed(0)
-    for _ in range(_DRAWS):
-        _randomise(probe, generator)
-        ticket.apply(probe)
-        seen = _Observation(graph, probe)
-        with seen.watching(), torch.enable_grad():
-            outputs = call(probe, random_inputs(example_inputs, generator, torch.float64))
-            leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
-            drawn = [torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf) for leaf in leaves]
-            torch.autograd.backward(leaves, drawn)
-        for key, flags in seen.idle().items():
-            idle[key] = idle.get(key, True) & flags
-    return idle | _idle_heads(graph, ticket)
+    _randomise(probe, generator)
+    ticket.apply(probe)
+    seen = _Observation(graph, probe)
+    with seen.watching(), torch.enable_grad():
+        outputs = call(probe, random_inputs(example_inputs, generator, torch.float64, positive=True))
+        leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        drawn = [torch.rand(leaf.shape, generator=generator, dtype=torch.float64).to(leaf) for leaf in leaves]
+        torch.autograd.backward(leaves, drawn)
+    return seen.idle() | _idle_heads(graph, ticket)
 
 
 def _idle_heads(graph: ChannelGraph, ticket: Ticket) -> Idle:
@@ -105,11 +97,19 @@ def _idle_heads(graph: ChannelGraph, ticket: Ticket) -> Idle:
 
 @torch.no_grad()
 def _randomise(model: nn.Module, generator: torch.Generator) -> None:
-    """Random weights under which nothing is zero, or vanishes behind a ReLU, by chance."""
+    """Random weights under which nothing is zero by chance.
+
+    All of them are positive, so that no sum cancels and no ReLU closes, and small, so that nothing saturates; matrices
+    take means. Batch statistics would not do: of two examples in one place they leave no gradient.
+    """
     for parameter in model.parameters():
-        drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        is_matrix = parameter.dim() > 1
-        parameter.copy_(drawn / max(1, parameter[0].numel()) ** 0.5 if is_matrix else 0.5 + drawn.abs())
+        drawn = 0.1 + 0.2 * torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
+        fan_in = parameter[0].numel() if parameter.dim() > 1 else 1
+        parameter.copy_(drawn * (2 / fan_in if fan_in > 1 else 1))
+    for module in model.modules():
+        if isinstance(module, BATCH_NORMS) and module.running_mean is not None and module.running_var is not None:
+            module.running_mean.zero_()
+            module.running_var.fill_(1)
 
 
 class _Observation:

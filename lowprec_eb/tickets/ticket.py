@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowprec_eb.tickets.importance import batch_norms, gamma_scores
+from lowprec_eb.tickets.importance import gamma_scores
 from lowprec_eb.tickets.masks import keep_largest
 from lowprec_eb.tickets.members import ChannelGroup, Member
 
@@ -73,8 +73,6 @@ class Ticket:
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError if the ticket is of another model: a layer is missing, or has another width."""
-        if self.groups is None and (other := batch_norms(model).keys() ^ self.masks.keys()):
-            raise ValueError(f"the ticket's layers {sorted(self.masks)} are not this model's: {sorted(other)} differ")
         self._zeros(model)
 
     def _zeros(self, model: nn.Module) -> list[tuple[nn.Parameter, int, Tensor]]:
@@ -87,6 +85,8 @@ class Ticket:
                 of_positions = torch.zeros(max(member.positions) + 1, dtype=torch.bool)
                 of_positions[list(member.positions)] = dropped[list(member.channels)]
                 for tensor, dim in _tensors(modules, name, member):
+                    if self.groups is None and tensor.shape[dim] != mask.numel():
+                        raise ValueError(_other_width(member, tensor.shape[dim]))
                     if isinstance(tensor, nn.Parameter):
                         found.append((tensor, dim, of_positions.nonzero().flatten()))
         return found
@@ -119,13 +119,17 @@ def _tensors(modules: Mapping[str, nn.Module], group: str, member: Member) -> li
     found = []
     for name, dim in member.tensors:
         tensor = getattr(modules.get(member.module), name, None)
-        width = tensor.shape[dim] if isinstance(tensor, Tensor) and tensor.dim() > dim else 0
-        if tensor is None or width <= max(member.positions):
-            raise ValueError(
-                f"the ticket's layer {member.module!r} (group {group!r}) is not in this model, or narrower"
-            )
+        if not isinstance(tensor, Tensor) or tensor.dim() <= dim:
+            raise ValueError(f"the ticket's layer {member.module!r} (of group {group!r}) is not in this model")
+        if tensor.shape[dim] <= max(member.positions):
+            raise ValueError(_other_width(member, tensor.shape[dim]))
         found.append((tensor, dim))
     return found
+
+
+def _other_width(member: Member, width: int) -> str:
+    positions = max(member.positions) + 1
+    return f"layer {member.module!r}: the ticket has channels up to number {positions}, the model's has {width}"
 
 
 def draw_by_gamma(model: nn.Module, ratio: float, *, epoch: int, precision: str | None = None) -> Ticket:
