@@ -171,7 +171,7 @@ def test_preresnet_101_by_hand() -> None:
     ],
 )
 def test_sizes_printed_by_network_slimming(settings: ModelSettings, million_parameters: str, flops: float) -> None:
-    """Liu et al., ICCV 2017, table 1, baselines for CIFAR-10; its FLOPs are two a MAC, and 0.1 and 0.8 % for the rest."""
+    """Liu et al., ICCV 2017, table 1, baselines for CIFAR-10; its FLOPs are two a MAC, and under 1 % for the rest."""
     model = build_model(settings, (3, 32, 32), 10, 0)
     assert f"{parameters(model) / 1e6:.2f}" == million_parameters
     assert 2 * forward_macs(model, 3, 32, 32) == pytest.approx(flops, rel=0.01)
