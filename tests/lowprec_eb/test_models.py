@@ -21,12 +21,18 @@ SMALL = {
 }
 
 
+def on_meta(settings: ModelSettings, size: int = 32, classes: int = 10) -> nn.Module:
+    """Without values: a large model costs nothing."""
+    with torch.device("meta"):
+        return settings.module((3, size, size), classes)
+
+
 def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def forward_macs(model: nn.Module, *shape: int) -> int:
-    return em.count(model.to("meta"), torch.zeros(1, *shape, device="meta"), training=False).total_macs
+def forward_macs(model: nn.Module, size: int = 32) -> int:
+    return em.count(model, torch.zeros(1, 3, size, size, device="meta"), training=False).total_macs
 
 
 def test_default_model_layer_by_layer() -> None:
@@ -116,9 +122,9 @@ def test_images_of_any_shape(settings: ModelSettings) -> None:
     ],
 )
 def test_resnet_is_as_large_as_torchvisions(depth: int, published: int, giga_macs: float) -> None:
-    model = build_model(ResNetSettings(depth=depth), (3, 224, 224), 1000, 0)  # type: ignore[arg-type]
+    model = on_meta(ResNetSettings(depth=depth), 224, 1000)  # type: ignore[arg-type]
     assert parameters(model) == published
-    assert forward_macs(model, 3, 224, 224) / 1e9 == pytest.approx(giga_macs, abs=0.5e-3)
+    assert forward_macs(model, 224) / 1e9 == pytest.approx(giga_macs, abs=0.5e-3)
 
 
 def test_the_small_stem_keeps_the_image_size() -> None:
@@ -135,7 +141,7 @@ def test_the_small_stem_keeps_the_image_size() -> None:
 
 def test_preresnet_20_by_hand() -> None:
     """Per stage of three blocks: the first convolution widens, five keep the width; a 1x1 projects where it widens."""
-    model = build_model(PreResNetSettings(), (3, 32, 32), 10, 0)
+    model = on_meta(PreResNetSettings())
     convolutions = {
         "stem": 3 * 16 * 9,
         "16 channels, 32 x 32": 6 * 16 * 16 * 9,
@@ -145,12 +151,12 @@ def test_preresnet_20_by_hand() -> None:
     norms = 3 * (16 + 16) + (16 + 32 + 2 * 64) + (32 + 64 + 2 * 128) + 64
     assert parameters(model) == sum(convolutions.values()) + 2 * norms + 64 * 10 + 10 == 272_282
     macs = sum(size * n for size, n in zip((1024, 1024, 256, 64), convolutions.values(), strict=True)) + 640
-    assert forward_macs(model, 3, 32, 32) == macs == 40_813_184
+    assert forward_macs(model) == macs == 40_813_184
 
 
 def test_preresnet_101_by_hand() -> None:
     """Eleven bottlenecks a stage: 1x1 into w, 3x3, 1x1 into 4 w; the first of a stage projects from its c channels."""
-    model = build_model(PreResNetSettings(depth=101, block="bottleneck"), (3, 32, 32), 10, 0)
+    model = on_meta(PreResNetSettings(depth=101, block="bottleneck"))
     total, channels = 3 * 16 * 9, 16
     for w in (16, 32, 64):
         total += channels * w + 13 * w * w + channels * 4 * w + 2 * (channels + 2 * w)
@@ -172,18 +178,18 @@ def test_preresnet_101_by_hand() -> None:
 )
 def test_sizes_printed_by_network_slimming(settings: ModelSettings, million_parameters: str, flops: float) -> None:
     """Liu et al., ICCV 2017, table 1, baselines for CIFAR-10; its FLOPs are two a MAC, and under 1 % for the rest."""
-    model = build_model(settings, (3, 32, 32), 10, 0)
+    model = on_meta(settings)
     assert f"{parameters(model) / 1e6:.2f}" == million_parameters
-    assert 2 * forward_macs(model, 3, 32, 32) == pytest.approx(flops, rel=0.01)
+    assert 2 * forward_macs(model) == pytest.approx(flops, rel=0.01)
 
 
 def test_vgg16_of_the_early_bird_paper() -> None:
-    model = build_model(VGGSettings(widths=VGG16), (3, 32, 32), 10, 0)  # type: ignore[arg-type]
+    model = on_meta(VGGSettings(widths=VGG16))  # type: ignore[arg-type]
     assert len([m for m in model.modules() if isinstance(m, nn.Conv2d)]) == 13
     weights = 3 * 64 + 64 * 64 + 64 * 128 + 128 * 128 + 128 * 256 + 2 * 256 * 256 + 256 * 512 + 5 * 512 * 512
     norms = 2 * 64 + 2 * 128 + 3 * 256 + 6 * 512
     assert parameters(model) == 9 * weights + 2 * norms + 5130 == 14_724_042
-    assert forward_macs(model, 3, 32, 32) == 313_201_664
+    assert forward_macs(model) == 313_201_664
 
 
 def test_preactivation_order() -> None:
