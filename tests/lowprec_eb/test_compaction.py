@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 import lowprec_eb as lp
-from lowprec_eb.models import ModelSettings, build_model
+from lowprec_eb.models import VGGSettings, build_model
 from lowprec_eb.tickets import draw_by_gamma, gamma_scores, plan_compaction
 
 
 def vgg(widths=(6, "M", 8, 10), seed=0):
-    model = build_model(ModelSettings(widths=widths), (3, 8, 8), 5, seed)
+    model = build_model(VGGSettings(widths=widths), (3, 8, 8), 5, seed)
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and ("running" in name or tensor.dim() == 1):

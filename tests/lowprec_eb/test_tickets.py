@@ -10,7 +10,7 @@ from torch import nn
 
 import lowprec_eb as lp
 from lowprec_eb import checkpoints
-from lowprec_eb.models import ModelSettings, build_model
+from lowprec_eb.models import VGGSettings, build_model
 from lowprec_eb.tickets import gamma_scores, keep_largest, keep_random
 
 scores = st.lists(st.lists(st.floats(0, 1, width=16), min_size=1, max_size=9), min_size=1, max_size=5)
@@ -21,7 +21,7 @@ def named(lists):
 
 
 def vgg(widths=(6, "M", 8, 10), seed=0):
-    model = build_model(ModelSettings(widths=widths), (3, 8, 8), 5, seed)
+    model = build_model(VGGSettings(widths=widths), (3, 8, 8), 5, seed)
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and ("running" in name or tensor.dim() == 1):
