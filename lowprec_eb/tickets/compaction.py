@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 from lowprec_eb.lowering import raise_
 from lowprec_eb.tickets.calls import Inputs, call, plain_copy, random_inputs
 from lowprec_eb.tickets.cutting import Selection, cut_model, cut_state
-from lowprec_eb.tickets.graph import BATCH_NORMS, ChannelGraph, channel_graph
+from lowprec_eb.tickets.dependencies import channel_graph
+from lowprec_eb.tickets.graph import BATCH_NORMS, ChannelGraph
 from lowprec_eb.tickets.liveness import removable
 from lowprec_eb.tickets.ticket import Ticket
 
@@ -26,13 +27,15 @@ from lowprec_eb.tickets.ticket import Ticket
 class Compaction:
     """Which indices of which tensor stay: by tensor name, by dimension, sorted positions (kept,).
 
-    selections: by batch normalisation, which of its remaining inputs it reads. zeroed: by group, how many channels the
+    selections: by batch normalisation, which of its remaining inputs it reads. attributes: by module, what else changes
+    (numbers of heads). zeroed: by group, how many channels the
     ticket drops that stay in the model all the same, because others write to them or cannot do without them.
     """
 
     ticket: Ticket
     kept: Mapping[str, Mapping[int, Tensor]]
     selections: Mapping[str, Selection] = field(default_factory=dict)
+    attributes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     zeroed: Mapping[str, int] = field(default_factory=dict)
 
     def select(self, name: str, tensor: Tensor) -> Tensor:
@@ -50,6 +53,9 @@ class Compaction:
         small = copy.deepcopy(model)
         self.ticket.apply(small)  # for what stays and is zero
         cut_model(small, self.select, self.selections)
+        for name, attributes in self.attributes.items():
+            for attribute, value in attributes.items():
+                setattr(small.get_submodule(name), attribute, value)
         return small
 
     def optimizer_state(self, model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,7 +119,13 @@ def plan_compaction(model: nn.Module, ticket: Ticket, example_inputs: Inputs) ->
         survivors = torch.from_numpy(np.flatnonzero(~removed[site.atoms]))
         for tensor, dim in site.tensors:
             kept.setdefault(f"{site.module}.{tensor}".lstrip("."), {})[dim] = survivors
-    return Compaction(ticket, kept, _selections(graph, model, removed), _zeroed(graph, ticket, removed))
+    return Compaction(
+        ticket,
+        kept,
+        _selections(graph, model, removed),
+        _head_counts(graph, model, removed),
+        _zeroed(graph, ticket, removed),
+    )
 
 
 def _selections(graph: ChannelGraph, model: nn.Module, removed: NDArray[np.bool_]) -> dict[str, Selection]:
@@ -129,6 +141,16 @@ def _selections(graph: ChannelGraph, model: nn.Module, removed: NDArray[np.bool_
         read = np.arange(len(behind.atoms)) if selected is None else selected.cpu().numpy()
         places = np.searchsorted(positions, read[~removed[behind.atoms]])
         found[name] = Selection(torch.from_numpy(places), len(positions))
+    return found
+
+
+def _head_counts(graph: ChannelGraph, model: nn.Module, removed: NDArray[np.bool_]) -> dict[str, dict[str, int]]:
+    found = {}
+    for name, attributes in graph.head_counts.items():
+        module = model.get_submodule(name)
+        heads = next(np.unique(s.atoms) for s in graph.sites if s.unit == "head" and s.attention == name)
+        left = int((~removed[heads]).sum())
+        found[name] = {key: getattr(module, key) * left // len(heads) for key in attributes}
     return found
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
 from torch import nn
 
 from lowprec_eb.tickets.calls import Inputs
-from lowprec_eb.tickets.graph import ChannelGraph, Site, channel_graph
+from lowprec_eb.tickets.compaction import check_compaction, plan_compaction
+from lowprec_eb.tickets.dependencies import channel_graph
+from lowprec_eb.tickets.graph import ChannelGraph, Site
 from lowprec_eb.tickets.members import ChannelGroup, ChannelGroups, Member
+from lowprec_eb.tickets.ticket import Ticket
 
-_UNKNOWN = "the dependency graph knows no channels of it"
+_UNKNOWN = "is no layer's weight that the dependency graph knows"
 
 
 def channel_groups(model: nn.Module, example_inputs: Inputs, coupled: bool = True) -> ChannelGroups:
@@ -23,11 +27,37 @@ def channel_groups(model: nn.Module, example_inputs: Inputs, coupled: bool = Tru
     named after the first layer that writes them. False: one group per BatchNorm2d, named after it, as in You et al.
     2020: a residual stream keeps its width, and channels are selected in front of its readers.
 
-    The couplings come from a dependency graph (Fang et al., "DepGraph", CVPR 2023; Torch-Pruning).
+    The couplings come from a dependency graph (Fang et al., DepGraph, CVPR 2023; Torch-Pruning). It may misread a model,
+    so coupled groups are compacted by half and compared with the masked model; those that fail are listed as unprunable.
+
+    Raises:
+        ValueError: the dependency graph cannot be built.
     """
-    graph = channel_graph(model, example_inputs, coupled=coupled)
+    graph = channel_graph(model, example_inputs, coupled=coupled, whole_groups=coupled)
     groups = _coupled(graph) if coupled else _of_batch_norms(graph, model)
-    return ChannelGroups(tuple(groups), _unprunable(graph, model, groups, coupled))
+    unprunable = _unprunable(graph, model, groups, coupled)
+    if coupled:
+        failing = _failing(model, groups, example_inputs)
+        groups = [group for group in groups if group.name not in failing]
+        unprunable |= failing
+    return ChannelGroups(tuple(groups), unprunable)
+
+
+def _failing(model: nn.Module, groups: Sequence[ChannelGroup], example_inputs: Inputs) -> dict[str, str]:
+    """The groups without which the rest can be compacted, and why: found by halving."""
+    masks = {group.name: torch.arange(group.channels) % 2 == 0 for group in groups}
+    ticket = Ticket(masks, 0.5, 0, groups=groups)
+    try:
+        if groups:
+            check_compaction(plan_compaction(model, ticket, example_inputs), model, example_inputs)
+    except ValueError as error:
+        if len(groups) == 1:
+            return {groups[0].name: f"cannot be compacted: {error}"}
+        half = len(groups) // 2
+        parts = (groups[:half], groups[half:])
+        failing = {name: why for part in parts for name, why in _failing(model, part, example_inputs).items()}
+        return failing or {group.name: f"cannot be compacted with the others: {error}" for group in groups}
+    return {}
 
 
 def _coupled(graph: ChannelGraph) -> list[ChannelGroup]:
@@ -92,9 +122,10 @@ def _unprunable(graph: ChannelGraph, model: nn.Module, groups: list[ChannelGroup
         found = [graph.fixed[atom] for atom in site.atoms.tolist() if atom in graph.fixed]
         if site.side == "out" and found and (not coupled or site.module not in pruned):
             reasons.setdefault(site.module, found[0])
-    known = {site.module for site in graph.sites}
+    sides = {site.module for site in graph.sites}
     for name, module in model.named_modules():
-        own = any(p.dim() > 1 for p in module.parameters(recurse=False))
-        if own and name not in known and not any(name.startswith(f"{parent}.") for parent in known if parent):
-            reasons[name] = _UNKNOWN
+        for key, parameter in module.named_parameters(recurse=False):
+            inside = any(name == known or name.startswith(f"{known}.") for known in sides)
+            if parameter.dim() > 1 and not inside:
+                reasons[f"{name}.{key}".lstrip(".")] = _UNKNOWN
     return reasons

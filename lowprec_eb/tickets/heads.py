@@ -1,20 +1,33 @@
-"""Attention heads as units that can be cut: which rows and columns of which layers belong to a head."""
+"""Attention heads as units that can be cut: which rows and columns of which layers belong to a head.
+
+``nn.MultiheadAttention`` is known. Attention of somebody's own is asked: gradients of a head's queries, keys and values
+say which rows make them, and numbers sent through the attention's result say where each head is read.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from torch import nn
+import torch
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
-from lowprec_eb.tickets.calls import Inputs
+from lowprec_eb.tickets.calls import Inputs, call
+
+_FUSED = F.scaled_dot_product_attention
 
 
 @dataclass(frozen=True)
 class HeadSite:
     """Rows or columns of a module that attention heads own: position i belongs to head ``heads[i]``.
 
-    ``attention`` is the module that attends; it may be ``module`` itself.
+    Query heads that share keys and values count as one head. ``attention`` is the module that attends; it may be
+    ``module`` itself. ``counts``: its attributes that count heads, and scale with what is left.
     """
 
     attention: str
@@ -22,14 +35,18 @@ class HeadSite:
     side: Literal["out", "in"]
     tensors: tuple[tuple[str, int], ...]
     heads: tuple[int, ...]
+    counts: tuple[str, ...] = ()
 
 
 def head_sites(model: nn.Module, example_inputs: Inputs) -> list[HeadSite]:
-    """The head sites of every attention module whose heads can be cut."""
+    """The head sites of every attention module whose heads can be cut; ``model`` is run, and not changed."""
     sites = []
     for name, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention) and _is_ordinary(module):
             sites += _of_torch(name, module)
+    for name, asked in _calls(model, example_inputs).items():
+        if len(asked) == 1:
+            sites += _asked(name, model.get_submodule(name), asked[0])
     return sites
 
 
@@ -39,9 +56,171 @@ def _is_ordinary(module: nn.MultiheadAttention) -> bool:
 
 def _of_torch(name: str, module: nn.MultiheadAttention) -> list[HeadSite]:
     rows = tuple(head for _ in range(3) for head in range(module.num_heads) for _ in range(module.head_dim))
-    projections = (("in_proj_weight", 0), *((("in_proj_bias", 0),) if module.in_proj_bias is not None else ()))
+    bias = (("in_proj_bias", 0),) if module.in_proj_bias is not None else ()
     columns = rows[: len(rows) // 3]
     return [
-        HeadSite(name, name, "out", projections, rows),
+        HeadSite(name, name, "out", (("in_proj_weight", 0), *bias), rows),
         HeadSite(name, name, "in", (("out_proj.weight", 1),), columns),
     ]
+
+
+# ---- attention of somebody's own ----------------------------------------------------------------------------------
+
+
+class Fused(TorchFunctionMode):
+    """Hands calls of torch's fused attention to ``answer``."""
+
+    def __init__(self, answer: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (self.answer if func is _FUSED else func)(*args, **(kwargs or {}))
+
+
+def apart() -> Fused:
+    """While it is entered, attention results depend on nothing: a dependency graph ends there."""
+    return Fused(lambda *args, **kwargs: _FUSED(*args, **kwargs).detach().requires_grad_(True))
+
+
+@dataclass(eq=False)
+class _Call:
+    """What a module that attends was called with, and how many heads it has."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    query_heads: int
+    key_heads: int
+
+
+@dataclass(eq=False)
+class _Callers:
+    """Which module calls torch's fused attention, while its forward hooks are in place."""
+
+    inside: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    calls: dict[str, list[_Call]] = field(default_factory=dict)
+
+    def answer(self, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        name, given, keywords = self.inside[-1]
+        heads = (query.shape[-3], key.shape[-3]) if query.dim() > 3 else (0, 0)
+        self.calls.setdefault(name, []).append(_Call(given, keywords, *heads))
+        return _FUSED(query, key, *args, **kwargs)
+
+    @contextmanager
+    def following(self, model: nn.Module) -> Iterator[None]:
+        handles = []
+        for name, module in model.named_modules():
+
+            def enter(_: Any, args: Any, kwargs: Any, name: str = name) -> None:
+                self.inside.append((name, args, kwargs))
+
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(lambda *_: self.inside.pop() and None, always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+@torch.no_grad()
+def _calls(model: nn.Module, example_inputs: Inputs) -> dict[str, list[_Call]]:
+    callers = _Callers()
+    with callers.following(model), Fused(callers.answer):
+        call(model, example_inputs)
+    return callers.calls
+
+
+def _asked(name: str, module: nn.Module, asked: _Call) -> list[HeadSite]:
+    """The sites of one attention module; none if its rows or columns are not of one head each."""
+    layers = {child: layer for child, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+    rows = _rows(module, layers, asked)
+    if not rows:
+        return []
+    units = _shared(asked.query_heads, list(rows.values()))
+    columns = _columns(module, layers, asked)
+    owned = {child: _owners(flags, units) for child, flags in rows.items()}
+    if len(columns) != 1 or any(of is None for of in owned.values()) or set(columns) & set(owned):
+        return []
+    counts = _counts(module, {asked.query_heads, max(units) + 1})
+    prefix = f"{name}." if name else ""
+    sites = []
+    for child, heads in owned.items():
+        tensors = (("weight", 0), *((("bias", 0),) if layers[child].bias is not None else ()))
+        sites.append(HeadSite(name, prefix + child, "out", tensors, tuple(heads or ()), counts))
+    for child, of_heads in columns.items():
+        into = tuple(units[head] for head in of_heads)
+        sites.append(HeadSite(name, prefix + child, "in", (("weight", 1),), into, counts))
+    return sites
+
+
+def _rows(module: nn.Module, layers: dict[str, nn.Linear], asked: _Call) -> dict[str, Tensor]:
+    """By layer, which of its rows make a head's query, key and value; bool (heads, rows)."""
+    seen: list[tuple[Tensor, ...]] = []
+
+    def keep(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        seen.append((query, key, value))
+        return _FUSED(query, key, value, *args, **kwargs)
+
+    with torch.enable_grad(), Fused(keep):
+        module(*asked.args, **asked.kwargs)
+    if not asked.query_heads or asked.query_heads % max(1, asked.key_heads):
+        return {}
+    weights = [layer.weight for layer in layers.values()]
+    used: list[list[Tensor]] = [[] for _ in weights]
+    for head in range(asked.query_heads):
+        shared = head * asked.key_heads // asked.query_heads
+        parts = [x[..., head if x is seen[0][0] else shared, :, :] for x in seen[0]]
+        drawn = sum((part * torch.rand_like(part)).sum() for part in parts)
+        assert isinstance(drawn, Tensor)
+        for place, gradient in enumerate(torch.autograd.grad(drawn, weights, retain_graph=True, allow_unused=True)):
+            rows = len(weights[place])
+            used[place].append(torch.zeros(rows) if gradient is None else (gradient != 0).any(1).cpu())
+    flags = {child: torch.stack(of).bool() for child, of in zip(layers, used, strict=True)}
+    return {child: of for child, of in flags.items() if of.any()}
+
+
+def _shared(heads: int, rows: Sequence[Tensor]) -> list[int]:
+    """A number for each query head; heads that share a row have the same."""
+    linked = sum((of.float() @ of.float().T for of in rows), torch.eye(heads))
+    _, units = connected_components(linked.numpy() > 0, directed=False)
+    return [int(unit) for unit in units]
+
+
+def _owners(flags: Tensor, units: Sequence[int]) -> list[int] | None:
+    """The unit of each row; None if a row is of none."""
+    if not bool(flags.any(0).all()):
+        return None
+    return [units[int(head)] for head in flags.int().argmax(0)]
+
+
+def _columns(module: nn.Module, layers: dict[str, nn.Linear], asked: _Call) -> dict[str, list[int]]:
+    """By layer that reads the attention's result, the head that each of its columns reads."""
+    found: dict[str, list[int]] = {}
+
+    def label(*args: Any, **kwargs: Any) -> Tensor:
+        result = _FUSED(*args, **kwargs)
+        heads = torch.arange(1, asked.query_heads + 1, dtype=result.dtype, device=result.device)
+        return heads[:, None, None].expand_as(result)
+
+    def look(child: str, x: Tensor) -> None:
+        read = x.flatten(0, -2)
+        labels = read[0].round()
+        if bool((read == labels).all()) and int(labels.min()) >= 1 and len(set(labels.tolist())) == asked.query_heads:
+            found[child] = [int(number) - 1 for number in labels]
+
+    handles = [
+        layer.register_forward_pre_hook(lambda _, args, child=child: look(child, args[0]))
+        for child, layer in layers.items()
+    ]
+    with torch.no_grad(), Fused(label):
+        module(*asked.args, **asked.kwargs)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def _counts(module: nn.Module, heads: set[int]) -> tuple[str, ...]:
+    """Attributes that say how many heads there are: whole numbers of that value, named after heads."""
+    numbers = {key: value for key, value in vars(module).items() if type(value) is int}
+    return tuple(key for key, value in numbers.items() if value in heads and "head" in key and "dim" not in key)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lowprec_eb import checkpoints
 from lowprec_eb.tickets.importance import gamma_scores
-from lowprec_eb.tickets.masks import keep_largest
+from lowprec_eb.tickets.masks import keep_largest, mask_distance
 from lowprec_eb.tickets.members import ChannelGroup, Member
 
 _NORM_TENSORS = (("weight", 0), ("bias", 0))
@@ -103,10 +105,52 @@ class Ticket:
         channels = tuple(range(self.masks[group].numel()))
         return [Member(group, "out", channels, channels, _NORM_TENSORS)]
 
+    def distance(self, other: Ticket) -> float:
+        """The mask distance to another ticket of the same groups, in [0, 1]; see :func:`lowprec_eb.mask_distance`."""
+        return mask_distance(self.masks, other.masks)
+
+    def compare(self, other: Ticket) -> dict[str, dict[str, int]]:
+        """By group, how many channels both keep, this one alone, the other alone, and neither.
+
+        Raises:
+            ValueError: the tickets are of different groups or widths.
+        """
+        self.distance(other)  # raises
+        found = {}
+        for name, mask in self.masks.items():
+            mine, theirs = mask.cpu(), other.masks[name].cpu()
+            parts = {
+                "both": mine & theirs,
+                "first": mine & ~theirs,
+                "second": theirs & ~mine,
+                "neither": ~mine & ~theirs,
+            }
+            found[name] = {part: int(flags.sum()) for part, flags in parts.items()}
+        return found
+
+    def save(self, path: str | Path) -> None:
+        """Write the ticket to one file: masks as safetensors, the rest as JSON in its header. Whole or not at all."""
+        tensors, plain = checkpoints.pack(self.to_tree())
+        checkpoints.save(path, tensors, {"ticket": plain})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Ticket:
+        """Read what :meth:`save` wrote, for any model with the same layers.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, or no ticket.
+        """
+        tensors, meta = checkpoints.load(path)
+        if "ticket" not in meta:
+            raise ValueError(f"{path}: holds no ticket; give a file that Ticket.save wrote")
+        return cls.from_tree(checkpoints.unpack(tensors, meta["ticket"]))
+
     def to_tree(self) -> dict[str, Any]:
         """Plain nested data, for a checkpoint."""
         groups = None if self.groups is None else [asdict(group) for group in self.groups]
-        return {**self.__dict__, "masks": dict(self.masks), "groups": groups}
+        masks = {name: mask.cpu() for name, mask in self.masks.items()}
+        return {**self.__dict__, "masks": masks, "groups": groups}
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> Ticket:
