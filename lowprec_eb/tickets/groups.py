@@ -27,8 +27,9 @@ def channel_groups(model: nn.Module, example_inputs: Inputs, coupled: bool = Tru
     named after the first layer that writes them. False: one group per BatchNorm2d, named after it, as in You et al.
     2020: a residual stream keeps its width, and channels are selected in front of its readers.
 
-    The couplings come from a dependency graph (Fang et al., DepGraph, CVPR 2023; Torch-Pruning). It may misread a model,
-    so coupled groups are compacted by half and compared with the masked model; those that fail are listed as unprunable.
+    The couplings come from a dependency graph (Fang et al., DepGraph, CVPR 2023; Torch-Pruning). It may misread a
+    model, so coupled groups are compacted by half and compared with the masked model; those that fail are listed as
+    unprunable.
 
     Raises:
         ValueError: the dependency graph cannot be built.
@@ -38,8 +39,9 @@ def channel_groups(model: nn.Module, example_inputs: Inputs, coupled: bool = Tru
     unprunable = _unprunable(graph, model, groups, coupled)
     if coupled:
         failing = _failing(model, groups, example_inputs)
+        for group in (group for group in groups if group.name in failing):
+            unprunable |= {member.module: failing[group.name] for member in group.members if member.side == "out"}
         groups = [group for group in groups if group.name not in failing]
-        unprunable |= failing
     return ChannelGroups(tuple(groups), unprunable)
 
 
@@ -70,7 +72,8 @@ def _coupled(graph: ChannelGraph) -> list[ChannelGroup]:
     for atom, places in lies_in.items():
         if atom not in graph.fixed:
             together[tuple(places)].append(atom)
-    return [_group([graph.sites[place] for place in places], atoms) for places, atoms in together.items()]
+    found = [([graph.sites[place] for place in places], atoms) for places, atoms in together.items()]
+    return [_group(sites, atoms) for sites, atoms in found if any(site.side == "out" for site in sites)]
 
 
 def _group(sites: list[Site], atoms: Iterable[int]) -> ChannelGroup:
