@@ -1,16 +1,20 @@
 """Tickets: drawing a channel subnetwork from a model in training, and cutting the model down to it."""
 
 from lowprec_eb.tickets.compaction import Compaction, compact, plan_compaction
-from lowprec_eb.tickets.early_bird import EarlyBird, TicketSettings
+from lowprec_eb.tickets.detectors import DETECTORS, Detector, TicketSettings
+from lowprec_eb.tickets.early_bird import EarlyBird, EarlyBirds
 from lowprec_eb.tickets.groups import ChannelGroup, channel_groups
 from lowprec_eb.tickets.importance import batch_norms, gamma_scores
 from lowprec_eb.tickets.masks import keep_largest, keep_random, keep_uniform, mask_distance
 from lowprec_eb.tickets.ticket import Ticket, draw_by_gamma
 
 __all__ = [
+    "DETECTORS",
     "ChannelGroup",
     "Compaction",
+    "Detector",
     "EarlyBird",
+    "EarlyBirds",
     "Ticket",
     "TicketSettings",
     "batch_norms",
