@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lowprec_eb.tickets.detectors import DETECTORS, Normalisation, RuleName, TicketSettings, Watch
 from lowprec_eb.tickets.detectors.watch import Candidate
+from lowprec_eb.tickets.groups import ChannelGroup
 from lowprec_eb.tickets.importance import gamma_scores
 from lowprec_eb.tickets.masks import Layout, check_scores, flatten, rank
 from lowprec_eb.tickets.ticket import Ticket
@@ -28,7 +29,7 @@ class _Search:
         threshold: float,
         window: int,
         rule: RuleName,
-        groups: Any,
+        groups: Sequence[ChannelGroup] | None,
         scorer: Scorer | None,
         normalised: Normalisation | None,
         score_momentum: float,
@@ -62,8 +63,8 @@ class _Search:
             farthest = 2 * min(watch.ratio, 1 - watch.ratio)
             if farthest <= self.threshold:
                 warnings.warn(
-                    f"two masks of ratio {watch.ratio} differ in at most {farthest:g} of their channels, so a threshold "
-                    f"of {self.threshold:g} says nothing: lower it, or use normalised='layer'",
+                    f"two masks of ratio {watch.ratio} differ in at most {farthest:g} of their channels, so a "
+                    f"threshold of {self.threshold:g} says nothing: lower it, or use normalised='layer'",
                     stacklevel=4,
                 )
 
@@ -93,14 +94,22 @@ class _Search:
     def _take(self, scores: Scores) -> None:
         """Into the moving average. Product and sum are rounded one by one, so that every device gives the same."""
         layout = Layout.of(scores)
-        if self.layout is not None and layout != self.layout:
-            raise ValueError("these scores are of other layers or widths than those of the looks before")
+        if layout != self.layout:
+            self._check_layout(layout)
         self.layout, self.scores = layout, flatten(scores)
         if self._average is None or not self.score_momentum:
             self._average = self.scores
         else:
             kept = self._average.to(self.scores.device) * self.score_momentum
             self._average = kept + self.scores * (1 - self.score_momentum)
+
+    def _check_layout(self, layout: Layout) -> None:
+        if self.layout is not None:
+            raise ValueError("these scores are of other layers or widths than those of the looks before")
+        if self.groups is not None:
+            wanted = {group.name: group.channels for group in self.groups}
+            if wanted != dict(zip(layout.names, layout.widths, strict=True)):
+                raise ValueError(f"the scorer gave scores of {list(layout.names)}, and the groups are {list(wanted)}")
 
     def _ticket(self, candidate: Candidate, ratio: float) -> Ticket:
         assert self.layout is not None
@@ -170,7 +179,7 @@ class EarlyBird(_Search):
         threshold: float = 0.1,
         window: int = 5,
         rule: RuleName = "window",
-        groups: Any = None,
+        groups: Sequence[ChannelGroup] | None = None,
         *,
         scorer: Scorer | None = None,
         normalised: Normalisation | None = None,
@@ -186,7 +195,8 @@ class EarlyBird(_Search):
         epoch).
 
         Raises:
-            ValueError: a score is NaN.
+            NaNScores: a score is NaN.
+            ValueError: the scores are of other layers than before, or than the groups.
         """
         return self.observe(self.scorer(model), precision, epoch=epoch)
 
@@ -223,7 +233,7 @@ class EarlyBirds(_Search):
         threshold: float = 0.1,
         window: int = 5,
         rule: RuleName = "window",
-        groups: Any = None,
+        groups: Sequence[ChannelGroup] | None = None,
         *,
         scorer: Scorer | None = None,
         normalised: Normalisation | None = None,
@@ -251,7 +261,9 @@ class EarlyBirds(_Search):
         """Whether every ratio has its ticket."""
         return len(self.tickets) == len(self._watches)
 
-    def update(self, model: nn.Module, precision: str | None = None, *, epoch: int | None = None) -> dict[float, Ticket]:
+    def update(
+        self, model: nn.Module, precision: str | None = None, *, epoch: int | None = None
+    ) -> dict[float, Ticket]:
         """Look at the model; the tickets that appeared at this look, by ratio. See :meth:`EarlyBird.update`."""
         return self.observe(self.scorer(model), precision, epoch=epoch)
 

@@ -90,7 +90,8 @@ def keep_largest(scores: Mapping[str, Tensor], ratio: float) -> dict[str, Tensor
     threshold instead, which drops every tied channel at once. The masks are on the scores' device.
 
     Raises:
-        ValueError: ``ratio`` is outside [0, 1), or a score is NaN.
+        ValueError: ``ratio`` is outside [0, 1).
+        NaNScores: a score is NaN; a ValueError, too.
     """
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio must be in [0, 1): the share of channels to drop, got {ratio}")
@@ -100,9 +101,13 @@ def keep_largest(scores: Mapping[str, Tensor], ratio: float) -> dict[str, Tensor
     return layout.split(keep_first(order, layout.kept(ratio)))
 
 
+class NaNScores(ValueError):
+    """A score that cannot be ranked."""
+
+
 def check_scores(has_nan: bool) -> None:
     if has_nan:
-        raise ValueError("a channel score is NaN: the training that produced it diverged")
+        raise NaNScores("a channel score is NaN: the training that produced it diverged")
 
 
 def keep_uniform(widths: Mapping[str, int], ratio: float) -> dict[str, Tensor]:
@@ -143,4 +148,3 @@ def chance_distance(a: tuple[int, ...], b: tuple[int, ...], widths: tuple[int, .
     """
     differing = sum((i * (n - j) + j * (n - i)) / n for i, j, n in zip(a, b, widths, strict=True))
     return differing / sum(widths)
-

@@ -41,22 +41,25 @@ class TicketSettings:
             raise ValueError(f"also must name ratios beside ratio ({self.ratio}), each once, got {self.also}")
         if not 0 <= self.sparsity < math.inf:
             raise ValueError(f"sparsity must be 0 or more and finite, got {self.sparsity}")
+        self._check_rule()
+        if self.deadline < 1:
+            raise ValueError(f"deadline must be at least 1 epoch, got {self.deadline}")
+        if self.check_every is not None and self.check_every < 1:
+            raise ValueError(f"check_every must be at least 1 step, got {self.check_every}")
+        if not 0 <= self.score_momentum < 1:
+            raise ValueError(f"score_momentum must be in [0, 1), got {self.score_momentum}")
+
+    def _check_rule(self) -> None:
         if not 0 < self.threshold <= 1:
             raise ValueError(f"threshold must be in (0, 1], got {self.threshold}")
         if self.window < 2:
             raise ValueError(f"window must be at least 2, got {self.window}")
         if self.rule not in DETECTORS:
             raise ValueError(f"unknown rule {self.rule!r}; one of {', '.join(map(repr, DETECTORS))}")
-        if self.deadline < 1:
-            raise ValueError(f"deadline must be at least 1 epoch, got {self.deadline}")
         if self.normalised not in (None, "global", "layer"):
             raise ValueError(f"normalised must be 'global', 'layer' or None, got {self.normalised!r}")
         if self.normalised is not None and not DETECTORS[self.rule].uses_masks:
-            raise ValueError(f"normalised is for rules that compare masks, and {self.rule!r} compares widths; leave it out")
-        if self.check_every is not None and self.check_every < 1:
-            raise ValueError(f"check_every must be at least 1 step, got {self.check_every}")
-        if not 0 <= self.score_momentum < 1:
-            raise ValueError(f"score_momentum must be in [0, 1), got {self.score_momentum}")
+            raise ValueError(f"normalised is for rules that compare masks; {self.rule!r} compares widths: leave it out")
 
     @property
     def ratios(self) -> tuple[float, ...]:
