@@ -147,7 +147,7 @@ def train(
             monitor.begin_epoch(epoch)
         try:
             with measure(str(next(model.parameters()).device)) as measured:
-                loss, whole = _train_epoch(model, optimizer, task, epoch, callbacks, monitor)
+                loss, whole, stopped = _train_epoch(model, optimizer, task, epoch, callbacks, monitor)
         except RefusedNaN as error:  # a format without a code for NaN sees it before the mean loss does
             if monitor is not None:
                 monitor.check()  # it may know the step
@@ -159,7 +159,7 @@ def train(
                 raise Diverged(event, f"no step of the epoch could be taken; {advice}")
             raise Diverged(_in_loss(epoch, loss), advice)
         report = EpochReport(epoch, loss, measured, whole)
-        if any([callback.after_epoch(report) for callback in callbacks]) or not whole:
+        if any([callback.after_epoch(report) for callback in callbacks]) or stopped:
             return
 
 
@@ -174,10 +174,10 @@ def _train_epoch(
     epoch: int,
     callbacks: Sequence[Callback],
     monitor: StabilityMonitor | None,
-) -> tuple[float, bool]:
-    """The mean loss, and whether all batches were trained on."""
+) -> tuple[float, bool, bool]:
+    """The mean loss, whether all batches were trained on, and whether a callback ended the training."""
     model.train()
-    seen = 0  # examples
+    seen, stopped = 0, False  # examples
     loss_sum = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
     lost = torch.zeros_like(loss_sum)  # examples in steps that were not taken
 
@@ -201,8 +201,8 @@ def _train_epoch(
             loss_sum += torch.where(monitor.accepted, loss.detach(), 0.0) * batch.samples
             lost += ~monitor.accepted * batch.samples
         seen += batch.samples
-        if any([callback.after_step() for callback in callbacks]):
+        if stopped := any([callback.after_step() for callback in callbacks]):
             break
     if monitor is not None:
         monitor.check()
-    return loss_sum.item() / (seen - int(lost.item()) or math.nan), seen == task.samples["train"]
+    return loss_sum.item() / (seen - int(lost.item()) or math.nan), seen == task.samples["train"], stopped

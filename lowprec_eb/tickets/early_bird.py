@@ -77,11 +77,10 @@ class _Search:
         self.epoch = self.looked if epoch is None else epoch
         assert self._average is not None and self.layout is not None
         values, order = rank(self._average, self.layout)
-        packets = [values[:1].isnan().long(), (values[:1] == values[-1:]).long()]
         parts = [watch.compare(order, self.layout) for watch in watches]
-        has_nan, all_equal, *numbers = torch.cat([*packets, *(t for part in parts for t in part)]).tolist()
-        check_scores(bool(has_nan))
-        if all_equal:  # an untrained state: there is no largest score, and so no mask to compare
+        differ, *numbers = torch.cat([values[:1] > values[-1:], *(t for part in parts for t in part)]).tolist()
+        if not differ:  # a NaN, or an untrained state: there is no largest score, and so no mask to compare
+            check_scores(values)
             return {}
         fired = {}
         for watch, part in zip(watches, parts, strict=True):

@@ -97,7 +97,7 @@ def keep_largest(scores: Mapping[str, Tensor], ratio: float) -> dict[str, Tensor
         raise ValueError(f"ratio must be in [0, 1): the share of channels to drop, got {ratio}")
     layout = Layout.of(scores)
     values, order = rank(flatten(scores), layout)
-    check_scores(bool(values[0].isnan()))
+    check_scores(values)
     return layout.split(keep_first(order, layout.kept(ratio)))
 
 
@@ -105,8 +105,9 @@ class NaNScores(ValueError):
     """A score that cannot be ranked."""
 
 
-def check_scores(has_nan: bool) -> None:
-    if has_nan:
+def check_scores(ranked: Tensor) -> None:
+    """Raise NaNScores if there is a NaN among the sorted scores of :func:`rank`."""
+    if ranked[0].isnan():
         raise NaNScores("a channel score is NaN: the training that produced it diverged")
 
 
