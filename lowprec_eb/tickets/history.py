@@ -136,8 +136,9 @@ class Replay:
         return next((look for look in self.looks if look.fired), None)
 
 
-def replay(history: ScoreHistory, detector: EarlyBird, every: int | None = None) -> Replay:
-    """Run a new ``detector`` over saved scores, looking after ``every`` so many steps (None: after each epoch).
+def replay(history: ScoreHistory, detector: EarlyBird, every: int | None = None, deadline: int | None = None) -> Replay:
+    """Run a new ``detector`` over saved scores, looking after ``every`` so many steps (None: after each epoch) until
+    the end of epoch ``deadline`` (None: until the end of the history).
 
     It sees what it would have seen in training and so says the same: masks, distances and ticket are equal, bit for
     bit, to those of a live search over this run.
@@ -151,6 +152,8 @@ def replay(history: ScoreHistory, detector: EarlyBird, every: int | None = None)
     for row in history.rows(every):
         step = history.steps[row]
         epoch = history.epoch(step)
+        if deadline is not None and epoch > deadline:
+            break
         found = detector.observe(history.named(row), epoch=epoch)
         ticket = ticket or found
         looks.append(ReplayedLook(step, epoch, tuple(detector.distances()), found is not None))

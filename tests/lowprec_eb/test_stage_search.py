@@ -240,7 +240,7 @@ def test_a_replay_says_what_the_live_search_said(digits, rule, every, tmp_path):
         replace(bench.settings, ticket=settings), bench.task, load_profile("45nm"), 0, tmp_path, "run"
     )
     live = search(live_bench, "bfp8")
-    replayed = replay(history, lp.EarlyBird(0.4, **options), every)
+    replayed = replay(history, lp.EarlyBird(0.4, **options), every, deadline=10)
     ticket = replayed.ticket
     assert live.ticket.on_time == (ticket is not None)
     found = ticket or replayed.best
