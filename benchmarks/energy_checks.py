@@ -40,7 +40,7 @@ from energy_models.counts import Gemm, Operand
 from energy_models.energy import ModelledEnergy, Range
 from energy_models.profile_files import available_profiles
 from lowprec_eb.checkpoints import write_text
-from lowprec_eb.models import ModelSettings, build_model
+from lowprec_eb.models import VGGSettings, build_model
 from lowprec_eb.report.profile_pictures import price, write_profile_pictures
 
 PROFILES = Path(__file__).parent / "profiles"
@@ -140,7 +140,7 @@ SEARCH_EPOCHS = 20  # the paper's CIFAR-100 tickets emerge after 14 to 31
 def training_step(width: float, recipe: str) -> em.OpCounts:
     """A step of VGG16 with all widths times `width`, batch 256, SGD with momentum included."""
     widths = tuple(each if isinstance(each, str) else round(each * width) for each in VGG16)
-    model = build_model(ModelSettings(widths=widths), (3, 32, 32), 10, seed=0)  # type: ignore[arg-type]
+    model = build_model(VGGSettings(widths=widths), (3, 32, 32), 10, seed=0)  # type: ignore[arg-type]
     precision = lp.precision(recipe)
     optimizer = lp.LowPrecisionOptimizer(torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), precision)
     lp.lower(model, precision)

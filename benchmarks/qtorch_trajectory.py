@@ -19,11 +19,11 @@ from step_contenders import lowered_by_qtorch
 from torch import nn
 
 import lowprec_eb as lp
-from lowprec_eb.models import ModelSettings, build_model
+from lowprec_eb.models import VGGSettings, build_model
 from lowprec_eb.tasks import TaskSettings, make_task
 from lowprec_eb.train import Callback, EpochReport, TrainSettings, train
 
-MODEL = ModelSettings(widths=(8, "M", 32, 32, "M", 64))  # configs/digits.yaml
+MODEL = VGGSettings(widths=(8, "M", 32, 32, "M", 64))  # configs/digits.yaml
 DIGITS = TaskSettings(data="digits", batch_size=64)
 
 

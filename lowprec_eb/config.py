@@ -10,7 +10,7 @@ from typing import Literal
 from energy_models.footprint import Footprint
 from lowprec_eb import strict_config
 from lowprec_eb.lab import ArmSettings, LabSettings
-from lowprec_eb.models import ModelSettings
+from lowprec_eb.models import ModelSettings, VGGSettings
 from lowprec_eb.precision import nearest
 from lowprec_eb.precision_settings import PrecisionSettings
 from lowprec_eb.recipes import RECIPES
@@ -33,7 +33,7 @@ class Config:
     name: str
     pipelines: tuple[ArmSettings, ...]
     task: TaskSettings = field(default_factory=TaskSettings)
-    model: ModelSettings = field(default_factory=ModelSettings)
+    model: ModelSettings = field(default_factory=VGGSettings)
     training: TrainSettings = field(default_factory=TrainSettings)
     ticket: TicketSettings = field(default_factory=TicketSettings)
     seeds: tuple[int, ...] = (0, 1, 2)

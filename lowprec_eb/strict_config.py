@@ -2,8 +2,7 @@
 
 Knows nothing about experiments: the settings are any tree of dataclasses whose fields are int, float, bool, str,
 Path, Literal, ``X | None``, ``tuple[X, ...]``, ``Mapping[str, X]`` or further dataclasses. Where a field may hold one
-of several dataclasses, each of them has a ``kind: Literal["..."]`` without a default: it picks the class, and tells
-their hashes apart.
+of several dataclasses, the union is marked with :class:`lowprec_eb.one_of.OneOf`: a key names the class.
 """
 
 from __future__ import annotations
@@ -23,6 +22,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from lowprec_eb.one_of import UNKNOWN_CHOICE, OneOf, is_tag
 
 T = TypeVar("T")
 KeyPath = tuple[str, ...]  # ("pipelines", "0", "precision") is written pipelines.0.precision
@@ -74,7 +75,8 @@ def to_plain(obj: Any) -> Any:
 def digest(obj: Any, length: int = 10) -> str:
     """The first ``length`` (1 to 64) hex digits of the sha256 of the non-default settings; it names a run.
 
-    A field equal to its default is left out, so adding an option with a default later keeps every old hash. A field
+    A field equal to its default is left out, so adding an option with a default later keeps every old hash; a
+    :func:`lowprec_eb.one_of.tag` stays, since it tells classes apart. A field
     with ``compare=False`` is left out too: settings that compare equal hash equal. Changing a default changes what old
     hashes mean, so add a new option instead.
     """
@@ -90,7 +92,7 @@ def _non_default(obj: Any) -> Any:
         return {
             field.name: _non_default(getattr(obj, field.name))
             for field in fields
-            if not _is_default(field, getattr(obj, field.name))
+            if is_tag(field) or not _is_default(field, getattr(obj, field.name))
         }
     if isinstance(obj, float) and obj.is_integer() and abs(obj) < 2**53:
         return int(obj)  # lr=1 and lr=1.0 are equal settings
@@ -218,29 +220,56 @@ _EXPECTED = {  # pydantic's error type -> what the person should write
     "dict_type": "`key: value` lines",
     "dataclass_type": "`key: value` lines",
     "none_required": "null",
+    UNKNOWN_CHOICE: "`key: value` lines",
 }
 
 
 def _explain(details: ErrorDetails, settings: dict[str, Any], cls: type, origins: Mapping[KeyPath, str]) -> str:
     kind = details["type"]
     path = _key_path(details["loc"], settings, keep_last=kind == "missing")
-    origin = next(origins[path[:n]] for n in range(len(path), -1, -1) if path[:n] in origins)
-    given = _show(details["input"])
+    given = details["input"]
     if kind == "unexpected_keyword_argument":
-        names = sorted(_field_names(cls, path[:-1]))
-        what = "unknown key" + (_nearest(path[-1], names) or f"; the keys here are {', '.join(names)}")
+        what = _unknown_key(path, settings, cls)
     elif kind == "missing":
         what = "missing; it has no default, so give it a value"
     elif kind == "value_error":
         what = str(details["ctx"]["error"])
     elif kind == "literal_error":
         expected = str(details["ctx"]["expected"])
-        what = f"expected {expected}, got {given}" + _nearest(str(details["input"]), re.findall(r"'([^']*)'", expected))
+        what = _expected_one_of(re.findall(r"'([^']*)'", expected), expected, given)
+    elif kind == UNKNOWN_CHOICE and isinstance(given, dict):
+        path, what = _unknown_choice(path, details["ctx"], given)
     elif kind in _EXPECTED:
-        what = f"expected {_EXPECTED[kind]}, got {given}"
+        what = f"expected {_EXPECTED[kind]}, got {_show(given)}"
     else:
-        what = f"{details['msg']}, got {given}"
+        what = f"{details['msg']}, got {_show(given)}"
+    origin = next(origins[path[:n]] for n in range(len(path), -1, -1) if path[:n] in origins)
     return _line(origin, path, what)
+
+
+def _expected_one_of(names: Sequence[str], listed: str, given: Any) -> str:
+    return f"expected {listed}, got {_show(given)}" + (_nearest(given, names) if isinstance(given, str) else "")
+
+
+def _unknown_choice(path: KeyPath, context: Mapping[str, Any], given: dict[str, Any]) -> tuple[KeyPath, str]:
+    key, names = context["key"], context["names"].split(", ")
+    listed = _listed(names)
+    if key not in given:
+        return (*path, key), f"missing; give {listed}"
+    return (*path, key), _expected_one_of(names, listed, given[key])
+
+
+def _unknown_key(path: KeyPath, settings: dict[str, Any], cls: type) -> str:
+    *parent, key = path
+    names: set[str] = set()
+    for kind, choice, node in _kinds_at(cls, settings, tuple(parent)):
+        names |= {name for member in _picked(kind, choice, node) for name in _init_names(member)}
+        classes = {} if choice is None else choice.names(kind)
+        owners = sorted(name for name, member in classes.items() if key in _init_names(member))
+        if choice is not None and owners:
+            means = f"is {node[choice.key]!r} here" if choice.key in node else f"is left out: {choice.default!r}"
+            return f"is a key of {_listed(owners, 'and')}; {choice.key} {means}, with {', '.join(sorted(names))}"
+    return "unknown key" + (_nearest(key, sorted(names)) or f"; the keys here are {', '.join(sorted(names))}")
 
 
 def _key_path(loc: tuple[int | str, ...], settings: Any, keep_last: bool) -> KeyPath:
@@ -256,34 +285,60 @@ def _key_path(loc: tuple[int | str, ...], settings: Any, keep_last: bool) -> Key
     return tuple(path)
 
 
-def _field_names(kind: Any, path: KeyPath) -> set[str]:
-    """Names of the settings that may stand at ``path`` below a value of the type ``kind``."""
-    names: set[str] = set()
-    for member in _union_members(kind):
-        if not path and dataclasses.is_dataclass(member):
-            names |= {field.name for field in dataclasses.fields(member) if field.init}
-        elif path:
+def _kinds_at(kind: Any, node: Any, path: KeyPath) -> Iterator[tuple[Any, OneOf | None, Any]]:
+    """What may stand at ``path`` below a value of the type ``kind``, and the settings that stand there."""
+    for plain, choice in _without_unions(kind):
+        if not path:
+            yield plain, choice, node
+            continue
+        below = node[path[0]] if isinstance(node, dict) else node[int(path[0])]
+        for member in _picked(plain, choice, node):
             for child in _child_types(member, path[0]):
-                names |= _field_names(child, path[1:])
-    return names
+                yield from _kinds_at(child, below, path[1:])
 
 
-def _union_members(kind: Any) -> tuple[Any, ...]:
-    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+def _without_unions(kind: Any) -> Iterator[tuple[Any, OneOf | None]]:
+    """The members of a union one by one; a union that is a choice stays whole."""
+    annotations: list[Any] = []
+    if typing.get_origin(kind) is typing.Annotated:
+        kind, *annotations = typing.get_args(kind)
+    choice = next((annotation for annotation in annotations if isinstance(annotation, OneOf)), None)
+    if choice is None and typing.get_origin(kind) in (typing.Union, types.UnionType):
+        for member in typing.get_args(kind):
+            yield from _without_unions(member)
+    else:
+        yield kind, choice
+
+
+def _picked(kind: Any, choice: OneOf | None, node: Any) -> tuple[Any, ...]:
+    """``kind`` itself, or of a choice the class that the settings name."""
+    if choice is None:
+        return (kind,)
+    name = choice.picked(kind, node)
+    return () if name is None else (choice.names(kind)[name],)
 
 
 def _child_types(kind: Any, key: str) -> Iterator[Any]:
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
+        hints = typing.get_type_hints(kind, include_extras=True)
         if key in hints:
             yield hints[key]
     else:  # tuple[X, ...] and Mapping[str, X]: the element type is among the arguments
         yield from typing.get_args(kind)
 
 
+def _init_names(kind: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind) if field.init} if dataclasses.is_dataclass(kind) else set()
+
+
 def _nearest(word: str, names: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, names, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _listed(names: Sequence[str], last: str = "or") -> str:
+    quoted = [repr(name) for name in names]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} {last} {quoted[-1]}"
 
 
 def _line(origin: str, path: KeyPath, what: str) -> str:

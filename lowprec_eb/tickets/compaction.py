@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from lowprec_eb.lowering import raise_
-from lowprec_eb.tickets.groups import Member, channel_groups
+from lowprec_eb.tickets.calls import Inputs, call, plain_copy, random_inputs
+from lowprec_eb.tickets.cutting import Selection, cut_model, cut_state
+from lowprec_eb.tickets.graph import BATCH_NORMS, ChannelGraph, channel_graph
+from lowprec_eb.tickets.liveness import removable
 from lowprec_eb.tickets.ticket import Ticket
-
-_OUT_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
 @dataclass(frozen=True, eq=False)
 class Compaction:
-    """Which indices of which tensor stay: by tensor name, by dimension, sorted positions (kept,)."""
+    """Which indices of which tensor stay: by tensor name, by dimension, sorted positions (kept,).
 
+    selections: by batch normalisation, which of its remaining inputs it reads. zeroed: by group, how many channels the
+    ticket drops that stay in the model all the same, because others write to them or cannot do without them.
+    """
+
+    ticket: Ticket
     kept: Mapping[str, Mapping[int, Tensor]]
+    selections: Mapping[str, Selection] = field(default_factory=dict)
+    zeroed: Mapping[str, int] = field(default_factory=dict)
 
     def select(self, name: str, tensor: Tensor) -> Tensor:
         """The surviving part of ``tensor``, which belongs to the parameter or buffer ``name``."""
@@ -30,117 +41,171 @@ class Compaction:
             tensor = tensor.index_select(dim, positions.to(tensor.device))
         return tensor
 
-    @torch.no_grad()
     def apply(self, model: nn.Module) -> nn.Module:
-        """A smaller copy of ``model``: plain modules, no masks, no lowering. ``model`` is not changed."""
-        small = raise_(copy.deepcopy(model))
-        for module_name, module in small.named_modules():
-            prefix = f"{module_name}." if module_name else ""
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                part = self.select(prefix + name, parameter.detach()).clone()
-                setattr(module, name, nn.Parameter(part, requires_grad=parameter.requires_grad))
-            for name, buffer in list(module.named_buffers(recurse=False)):
-                setattr(module, name, self.select(prefix + name, buffer).clone())
-            _refresh_sizes(module)
+        """A smaller copy of ``model``, lowered like it; ``model`` is not changed.
+
+        Tied parameters stay tied. Running ranges of a tensor as a whole move along; those of its slices are taken anew
+        in the next training step.
+        """
+        small = copy.deepcopy(model)
+        self.ticket.apply(small)  # for what stays and is zero
+        cut_model(small, self.select, self.selections)
         return small
 
     def optimizer_state(self, model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """An optimizer's state_dict for the smaller model: state shaped like its parameter is cut like it.
 
-        The optimizer must have been built over ``model.parameters()`` in that order, in one parameter group.
+        The optimizer must have been built over ``model.parameters()`` in that order, in one parameter group;
+        :meth:`move_optimizer` takes any.
         """
         parameters = list(model.named_parameters())
         state = {
-            index: {key: self._cut_state(value, *parameters[index]) for key, value in entries.items()}
-            for index, entries in state_dict["state"].items()
+            index: self._cut_entries(entries, *parameters[index]) for index, entries in state_dict["state"].items()
         }
         return {**state_dict, "state": state}
 
-    def _cut_state(self, value: Any, name: str, parameter: Tensor) -> Any:
-        if isinstance(value, Tensor) and value.shape == parameter.shape:
-            return self.select(name, value)
-        return value
+    def move_optimizer(self, optimizer: Optimizer, model: nn.Module, small: nn.Module) -> None:
+        """Let ``optimizer``, over parameters of ``model``, train ``small``, which is ``self.apply(model)``; in place.
+
+        Parameter groups with their settings, schedulers that hold the optimizer, and its state (momentum and the like,
+        cut like the parameter) go along.
+
+        Raises:
+            ValueError: a parameter of the optimizer is not one of ``model``'s, or a state of it has a shape that
+                cannot be cut like its parameter. Nothing is moved then.
+        """
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        targets = dict(small.named_parameters())
+        unknown = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in names]
+        if unknown:
+            shapes = ", ".join(str(tuple(p.shape)) for p in unknown)
+            raise ValueError(f"move_optimizer: {len(unknown)} parameters are not of the given model (shapes {shapes})")
+        state = {
+            parameter: self._cut_entries(entries, names[id(parameter)], parameter)
+            for parameter, entries in optimizer.state.items()
+        }
+        for parameter, entries in state.items():
+            del optimizer.state[parameter]
+            optimizer.state[targets[names[id(parameter)]]] = entries
+        for group in optimizer.param_groups:
+            group["params"] = [targets[names[id(parameter)]] for parameter in group["params"]]
+
+    def _cut_entries(self, entries: Mapping[str, Any], name: str, parameter: Tensor) -> dict[str, Any]:
+        kept = self.kept.get(name, {})
+        return {key: cut_state(value, parameter.shape, kept, f"{name}/{key}") for key, value in entries.items()}
 
 
-def plan_compaction(model: nn.Module, ticket: Ticket, example_inputs: Tensor) -> Compaction:
+def plan_compaction(model: nn.Module, ticket: Ticket, example_inputs: Inputs) -> Compaction:
     """Find out which part of every tensor survives under ``ticket``.
 
+    ``example_inputs``: one batch, or positional or keyword arguments; the model is run on them, and on random numbers
+    like them. Removed is what nothing but zeros reaches and what nobody reads; a batch normalisation that reads a part
+    of a wider stream selects it.
+
     Raises:
-        ValueError: the ticket is of another model, its channels pass through a module that cannot be cut, or channels
-            that can only go together (a sum of two branches) are kept here and dropped there.
+        ValueError: the ticket is of another model.
     """
-    groups = {group.name: group for group in channel_groups(model, example_inputs)}
-    if set(groups) != set(ticket.masks):
-        raise ValueError(f"the ticket's layers {sorted(ticket.masks)} are not this model's {sorted(groups)}")
-    stays: dict[tuple[str, str], dict[int, bool]] = {}  # (module, side) -> position -> whether it stays
-    for name, group in groups.items():
-        mask = ticket.masks[name]
-        if mask.numel() != group.channels:
-            raise ValueError(f"{name}: the ticket has {mask.numel()} channels, the model {group.channels}")
-        for member in group.members:
-            _mark(stays.setdefault((member.module, member.side), {}), member, mask, name)
-    sizes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    ticket.check(model)
+    graph = channel_graph(model, example_inputs, coupled=ticket.groups is not None)
+    removed = removable(graph, model, ticket, example_inputs)
     kept: dict[str, dict[int, Tensor]] = {}
-    for (module, side), positions in stays.items():
-        tensors, dim = (_OUT_TENSORS, 0) if side == "out" else (("weight",), 1)
-        width = sizes[f"{module}.weight"][dim]
-        survivors = torch.tensor([p for p in range(width) if positions.get(p, True)], dtype=torch.long)
-        for tensor in tensors:
-            kept.setdefault(f"{module}.{tensor}", {})[dim] = survivors
-    return Compaction(kept)
+    for site in graph.sites:
+        survivors = torch.from_numpy(np.flatnonzero(~removed[site.atoms]))
+        for tensor, dim in site.tensors:
+            kept.setdefault(f"{site.module}.{tensor}".lstrip("."), {})[dim] = survivors
+    return Compaction(ticket, kept, _selections(graph, model, removed), _zeroed(graph, ticket, removed))
 
 
-def _mark(positions: dict[int, bool], member: Member, mask: Tensor, group: str) -> None:
-    for position, channel in zip(member.positions, member.channels, strict=True):
-        if positions.setdefault(position, bool(mask[channel])) != bool(mask[channel]):
-            raise ValueError(
-                f"channel {channel} of {group!r} is coupled to a channel of another BatchNorm at {member.module!r} "
-                "(branches that are added up), and the ticket keeps only one of them: this cannot be compacted yet"
-            )
+def _selections(graph: ChannelGraph, model: nn.Module, removed: NDArray[np.bool_]) -> dict[str, Selection]:
+    """What each batch normalisation reads of what is left in front of it."""
+    sites = {(site.module, site.side): site for site in graph.sites}
+    found = {}
+    for name, module in model.named_modules():
+        before, behind = sites.get((name, "in")), sites.get((name, "out"))
+        if not isinstance(module, BATCH_NORMS) or before is None or behind is None:
+            continue
+        positions = np.flatnonzero(~removed[before.atoms])
+        selected = getattr(module, "selected", None)
+        read = np.arange(len(behind.atoms)) if selected is None else selected.cpu().numpy()
+        places = np.searchsorted(positions, read[~removed[behind.atoms]])
+        found[name] = Selection(torch.from_numpy(places), len(positions))
+    return found
 
 
-def compact(model: nn.Module, ticket: Ticket, example_inputs: Tensor) -> nn.Module:
+def _zeroed(graph: ChannelGraph, ticket: Ticket, removed: NDArray[np.bool_]) -> dict[str, int]:
+    """Channels that are dropped and stay."""
+    stays = {(site.module, str(site.unit)): ~removed[site.atoms] for site in graph.sites if site.side == "out"}
+    found = {}
+    for name, mask in ticket.masks.items():
+        left = torch.zeros(mask.numel(), dtype=torch.bool)
+        for member in ticket.written(name):
+            flags = torch.from_numpy(stays[member.module, ticket.unit(name)])
+            left[list(member.channels)] |= flags[list(member.positions)]
+        if number := int((left & ~mask.cpu()).sum()):
+            found[name] = number
+    return found
+
+
+def compact(model: nn.Module, ticket: Ticket, example_inputs: Inputs) -> nn.Module:
     """A smaller plain model whose outputs equal those of ``model`` after ``ticket.apply(model)``.
 
-    Weights, biases and BatchNorm statistics of the surviving channels move along; a lowered model comes back plain.
-    ``example_inputs`` has the shape and type of one batch.
+    Weights, biases and BatchNorm statistics of the surviving channels move along, and so does the low precision of a
+    lowered model (:func:`lowprec_eb.raise_` takes it off). ``example_inputs``: one batch, or the model's positional or
+    keyword arguments. :func:`plan_compaction` says what was not removed, and moves an optimizer.
 
     Raises:
-        ValueError: see :func:`plan_compaction`; or the two models differ on random inputs, because a dropped channel
-            is not zero where it is read (an activation with f(0) != 0, say).
+        ValueError: see :func:`plan_compaction`; or the two models differ on random inputs, because the dependency
+            graph has misread how this model couples its channels.
     """
-    small = plan_compaction(model, ticket, example_inputs).apply(model)
-    masked = raise_(copy.deepcopy(model))
-    ticket.apply(masked)
-    _check_equal(masked, small, example_inputs)
-    return small
+    plan = plan_compaction(model, ticket, example_inputs)
+    check_compaction(plan, model, example_inputs)
+    return plan.apply(model)
 
 
 @torch.no_grad()
-def _check_equal(masked: nn.Module, small: nn.Module, example_inputs: Tensor) -> None:
-    """In float64, so that a difference is a wrong channel and not a rounding."""
-    inputs = example_inputs
-    if inputs.is_floating_point():
-        generator = torch.Generator(inputs.device).manual_seed(0)
-        inputs = torch.randn(inputs.shape, generator=generator, device=inputs.device, dtype=torch.float64)
-    outputs = [tree_leaves(model.eval().double()(inputs)) for model in (masked, copy.deepcopy(small))]
-    for wanted, got in zip(*outputs, strict=True):
-        if not isinstance(wanted, Tensor) or not wanted.is_floating_point():
+def check_compaction(plan: Compaction, model: nn.Module, example_inputs: Inputs) -> None:
+    """Compare the compacted with the masked model on random inputs.
+
+    In float64, so that a difference is a wrong channel and not a rounding; in eval mode, and with batch statistics.
+
+    Raises:
+        ValueError: they differ, or the compacted model does not run.
+    """
+    masked = plain_copy(model)
+    small = raise_(plan.apply(masked))
+    plan.ticket.apply(masked)
+    inputs = random_inputs(example_inputs, torch.Generator().manual_seed(0), torch.float64)
+    for batch_statistics in (False, True):
+        outputs = []
+        for of in (masked.double(), small.double()):
+            for module in of.modules():
+                module.training = batch_statistics and isinstance(module, BATCH_NORMS)
+            try:
+                outputs.append(tree_leaves(call(of, inputs)))
+            except (RuntimeError, ValueError) as error:
+                if of is masked:
+                    raise
+                raise ValueError(f"the compacted model does not run: {_first_line(error)}; {_ADVICE}") from error
+        _compare(*outputs)
+
+
+_ADVICE = (
+    "its channels are coupled in a way that the dependency graph does not see: leave out groups by protecting them"
+)
+
+
+def _compare(wanted: list[Any], got: list[Any]) -> None:
+    for one, other in zip(wanted, got, strict=True):
+        if not isinstance(one, Tensor) or not one.is_floating_point():
             continue
-        error, scale = float((wanted - got).abs().max()), float(wanted.abs().max())
+        if one.shape != other.shape:
+            raise ValueError(f"the compacted model's output is {tuple(other.shape)}, not {tuple(one.shape)}; {_ADVICE}")
+        error, scale = float((one - other).abs().max()), float(one.abs().max())
         if not error <= 1e-6 * scale:
             raise ValueError(
-                f"the compacted model differs from the masked one by {error:.3g} of {scale:.3g}: a dropped channel is "
-                "not zero where it is read; check the activations behind the BatchNorms"
+                f"the compacted model differs from the masked one by {error:.3g} of {scale:.3g}; {_ADVICE}"
             )
 
 
-def _refresh_sizes(module: nn.Module) -> None:
-    """Make the size attributes of a cut module say what its tensors say."""
-    match module:
-        case nn.Conv2d():
-            module.out_channels, module.in_channels = module.weight.shape[:2]
-        case nn.Linear():
-            module.out_features, module.in_features = module.weight.shape
-        case nn.BatchNorm2d():
-            module.num_features = module.weight.numel()
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]

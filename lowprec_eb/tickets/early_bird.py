@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from lowprec_eb.tickets.detectors import DETECTORS, Normalisation, RuleName, TicketSettings, Watch
 from lowprec_eb.tickets.detectors.watch import Candidate
-from lowprec_eb.tickets.groups import ChannelGroup
 from lowprec_eb.tickets.importance import gamma_scores
 from lowprec_eb.tickets.masks import Layout, check_scores, flatten, rank
+from lowprec_eb.tickets.members import ChannelGroup
 from lowprec_eb.tickets.ticket import Ticket
 
 Scores = Mapping[str, Tensor]
@@ -113,7 +113,14 @@ class _Search:
     def _ticket(self, candidate: Candidate, ratio: float) -> Ticket:
         assert self.layout is not None
         masks = self.layout.split(candidate.mask.cpu())
-        return Ticket(masks, ratio, candidate.epoch, candidate.distances, precision=candidate.precision)
+        return Ticket(
+            masks,
+            ratio,
+            candidate.epoch,
+            candidate.distances,
+            precision=candidate.precision,
+            groups=self.groups,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed search needs to go on exactly: queues, distances, the moving average, the best so far."""

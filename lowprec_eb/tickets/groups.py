@@ -1,71 +1,100 @@
-"""Coupled channels: what must be cut together when a channel goes."""
+"""Channel groups of a model: what must be cut together when a channel goes."""
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable
 
-import torch
-import torch_pruning
-from torch import Tensor, nn
+import numpy as np
+from torch import nn
 
-from lowprec_eb.lowering import raise_
-from lowprec_eb.tickets.importance import batch_norms
+from lowprec_eb.tickets.calls import Inputs
+from lowprec_eb.tickets.graph import ChannelGraph, Site, channel_graph
+from lowprec_eb.tickets.members import ChannelGroup, ChannelGroups, Member
+
+_UNKNOWN = "the dependency graph knows no channels of it"
 
 
-@dataclass(frozen=True)
-class Member:
-    """One side of a module that a group's channels pass through.
+def channel_groups(model: nn.Module, example_inputs: Inputs, coupled: bool = True) -> ChannelGroups:
+    """The channel groups of ``model``, which is run on ``example_inputs`` (one batch) and not changed.
 
-    ``positions[i]`` along the module's output (``side="out"``) or input channels belongs to channel
-    ``channels[i]`` of the group; behind a flatten one channel owns several positions.
+    coupled: all channels that can only go together form one group (residual sums, concatenations, depthwise and grouped
+    convolutions, attention heads, positions behind a flatten), so that a residual stream itself narrows. Groups are
+    named after the first layer that writes them. False: one group per BatchNorm2d, named after it, as in You et al.
+    2020: a residual stream keeps its width, and channels are selected in front of its readers.
+
+    The couplings come from a dependency graph (Fang et al., "DepGraph", CVPR 2023; Torch-Pruning).
     """
-
-    module: str
-    side: str
-    positions: tuple[int, ...]
-    channels: tuple[int, ...]
+    graph = channel_graph(model, example_inputs, coupled=coupled)
+    groups = _coupled(graph) if coupled else _of_batch_norms(graph, model)
+    return ChannelGroups(tuple(groups), _unprunable(graph, model, groups, coupled))
 
 
-@dataclass(frozen=True)
-class ChannelGroup:
-    """The channels of one BatchNorm and every module side they are coupled to."""
+def _coupled(graph: ChannelGraph) -> list[ChannelGroup]:
+    """Atoms that lie in the same sites form a group."""
+    lies_in: dict[int, list[int]] = defaultdict(list)
+    for place, site in enumerate(graph.sites):
+        for atom in dict.fromkeys(site.atoms.tolist()):
+            lies_in[atom].append(place)
+    together: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for atom, places in lies_in.items():
+        if atom not in graph.fixed:
+            together[tuple(places)].append(atom)
+    return [_group([graph.sites[place] for place in places], atoms) for places, atoms in together.items()]
 
-    name: str
-    channels: int
-    members: tuple[Member, ...]
+
+def _group(sites: list[Site], atoms: Iterable[int]) -> ChannelGroup:
+    writers = [site for site in sites if site.side == "out"]
+    first = next((site for site in writers if not _is_norm(site)), writers[0])
+    wanted = set(atoms)
+    number = {atom: i for i, atom in enumerate(a for a in dict.fromkeys(first.atoms.tolist()) if a in wanted)}
+    return ChannelGroup(first.module, len(number), tuple(_member(site, number) for site in sites), first.unit)
 
 
-def channel_groups(model: nn.Module, example_inputs: Tensor) -> tuple[ChannelGroup, ...]:
-    """One group per BatchNorm2d, from a dependency graph (Fang et al., "DepGraph", CVPR 2023; Torch-Pruning).
+def _is_norm(site: Site) -> bool:
+    return ("running_mean", 0) in site.tensors
 
-    ``example_inputs`` has the shape of one batch. The model is not changed.
 
-    Raises:
-        ValueError: a group reaches a kind of module that compaction cannot cut.
-    """
-    # The graph is read off autograd, which must reach frozen layers too.
-    plain = raise_(copy.deepcopy(model)).eval().requires_grad_(True)
-    names = {module: name for name, module in plain.named_modules()}
-    with torch.enable_grad():
-        graph = torch_pruning.DependencyGraph().build_dependency(plain, example_inputs)
+def _member(site: Site, number: dict[int, int]) -> Member:
+    inside = [(position, number[atom]) for position, atom in enumerate(site.atoms.tolist()) if atom in number]
+    positions, channels = zip(*inside, strict=True)
+    return Member(site.module, site.side, positions, channels, site.tensors)
+
+
+def _of_batch_norms(graph: ChannelGraph, model: nn.Module) -> list[ChannelGroup]:
+    """One group for each BatchNorm2d: its own channels, who reads them, and who writes them for it alone."""
+    sites = {(site.module, site.side): site for site in graph.sites}
     groups = []
-    for name, norm in batch_norms(plain).items():
-        everything = list(range(norm.num_features))
-        coupled = graph.get_pruning_group(norm, torch_pruning.prune_batchnorm_out_channels, idxs=everything)
-        members = tuple(_member(item, names, name) for item in coupled if item.dep.target.module in names)
-        groups.append(ChannelGroup(name, norm.num_features, members))
-    return tuple(groups)
+    for name, module in model.named_modules():
+        behind, before = sites.get((name, "out")), sites.get((name, "in"))
+        if not isinstance(module, nn.BatchNorm2d) or not module.affine or behind is None:
+            continue
+        number = {atom: channel for channel, atom in enumerate(behind.atoms.tolist())}
+        read = {} if before is None else _read_alone(graph, before)
+        members = [_member(s, number) for s in graph.sites if not number.keys().isdisjoint(s.atoms.tolist())]
+        written = [s for s in graph.sites if s.side == "out" and not read.keys().isdisjoint(s.atoms.tolist())]
+        groups.append(ChannelGroup(name, len(number), (*members, *(_member(s, read) for s in written))))
+    return groups
 
 
-def _member(item: Any, names: dict[nn.Module, str], group: str) -> Member:
-    module, cut = item.dep.target.module, item.dep.handler.__name__
-    grouped = isinstance(module, nn.Conv2d) and module.groups != 1
-    if grouped or not isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
-        raise ValueError(
-            f"channels of {group!r} pass through {names[module]!r} ({type(module).__name__}"
-            f"{', grouped' if grouped else ''}), which cannot be compacted yet"
-        )
-    side = "in" if cut == "prune_in_channels" and not isinstance(module, nn.BatchNorm2d) else "out"
-    return Member(names[module], side, tuple(item.idxs), tuple(item.root_idxs))
+def _read_alone(graph: ChannelGraph, norm: Site) -> dict[int, int]:
+    """Atoms in front of a batch normalisation, by its channel, that nobody else reads."""
+    others = [site.atoms for site in graph.sites if site.side == "in" and site is not norm]
+    read = set(np.concatenate([*others, np.empty(0, np.int64)]).tolist())
+    return {atom: channel for channel, atom in enumerate(norm.atoms.tolist()) if atom not in read}
+
+
+def _unprunable(graph: ChannelGraph, model: nn.Module, groups: list[ChannelGroup], coupled: bool) -> dict[str, str]:
+    """Layers with channels of their own that no ticket can drop."""
+    pruned = {member.module for group in groups for member in group.members if member.side == "out"}
+    reasons: dict[str, str] = {}
+    for site in graph.sites:
+        found = [graph.fixed[atom] for atom in site.atoms.tolist() if atom in graph.fixed]
+        if site.side == "out" and found and (not coupled or site.module not in pruned):
+            reasons.setdefault(site.module, found[0])
+    known = {site.module for site in graph.sites}
+    for name, module in model.named_modules():
+        own = any(p.dim() > 1 for p in module.parameters(recurse=False))
+        if own and name not in known and not any(name.startswith(f"{parent}.") for parent in known if parent):
+            reasons[name] = _UNKNOWN
+    return reasons

@@ -7,7 +7,7 @@ from torch import nn
 import energy_models as em
 import lowprec_eb as lp
 from energy_models.narrowing import narrowed
-from lowprec_eb.models import ModelSettings, build_model
+from lowprec_eb.models import VGGSettings, build_model
 from lowprec_eb.tickets import Ticket, batch_norms, keep_uniform, plan_compaction
 
 PROFILE = em.load_profile("45nm")
@@ -31,7 +31,7 @@ def cut(model, share, images):
 @pytest.mark.parametrize("recipe", ["fp32", "bfp8", "swalp8", "mxfp8"])
 def test_a_vgg_has_the_same_gemms_and_nearly_the_same_energy(recipe, share):
     images = torch.zeros(4, 3, 16, 16, device="meta")
-    widths = ModelSettings(widths=(64, 64, "M", 128, 128, "M", 256, 256))
+    widths = VGGSettings(widths=(64, 64, "M", 128, 128, "M", 256, 256))
     model = build_model(widths, (3, 16, 16), 10, 0).to("meta")  # no values, so no known zeros
     found, real = narrowed(step(model, images, recipe), share), step(cut(model, share, images), images, recipe)
     assert found.gemms == real.gemms
@@ -74,7 +74,7 @@ def test_depthwise_convolutions_keep_whole_groups():
 
 
 def test_all_channels_change_nothing():
-    model = build_model(ModelSettings(widths=(8, "M", 16)), (3, 8, 8), 10, 0)
+    model = build_model(VGGSettings(widths=(8, "M", 16)), (3, 8, 8), 10, 0)
     counts = step(model, torch.zeros(2, 3, 8, 8), "bfp8")
     assert narrowed(counts, 1.0) == counts
 

@@ -5,7 +5,7 @@ import torch
 
 from lowprec_eb.config import Config
 from lowprec_eb.lab import ArmSettings
-from lowprec_eb.models import ModelSettings
+from lowprec_eb.models import VGGSettings
 from lowprec_eb.tasks import TaskSettings
 from lowprec_eb.tickets import TicketSettings
 from lowprec_eb.train import TrainSettings
@@ -23,7 +23,7 @@ def tiny():
     return Config(
         name="tiny",
         task=TaskSettings(max_train=150, max_test=60, batch_size=32),
-        model=ModelSettings(widths=(6, "M", 8)),
+        model=VGGSettings(widths=(6, "M", 8)),
         training=TrainSettings(epochs=5, learning_rate=0.05),
         ticket=TicketSettings(ratio=0.4, window=2, threshold=0.3, deadline=3),
         seeds=(0, 1),

@@ -8,7 +8,7 @@ import lowprec_eb as lp
 import lowprec_eb.costs
 from energy_models import OpCounts
 from lowprec_eb.costs import average_costs, epoch_costs, optimizer_costs, stability_costs
-from lowprec_eb.models import ModelSettings, build_model
+from lowprec_eb.models import VGGSettings, build_model
 from lowprec_eb.quantize import operator
 from lowprec_eb.tasks import TaskSettings, make_task
 from lowprec_eb.tickets import TicketSettings
@@ -17,7 +17,7 @@ TASK = make_task(TaskSettings(max_train=100, max_test=40, batch_size=32), seed=0
 
 
 def costs(precision, sparsity=0.0, detector=None):
-    model = build_model(ModelSettings(widths=(4, "M", 6)), (1, 8, 8), 10, 0)
+    model = build_model(VGGSettings(widths=(4, "M", 6)), (1, 8, 8), 10, 0)
     lp.lower(model, precision)
     optimizer = lp.LowPrecisionOptimizer(
         torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4), precision
@@ -68,7 +68,7 @@ def test_swalp8_reads_8_by_32_in_two_gemms_of_three():
 
 
 def test_optimizer_and_quantizers_are_charged():
-    parameters = sum(p.numel() for p in build_model(ModelSettings(widths=(4, "M", 6)), (1, 8, 8), 10, 0).parameters())
+    parameters = sum(p.numel() for p in build_model(VGGSettings(widths=(4, "M", 6)), (1, 8, 8), 10, 0).parameters())
     steps = sum(TASK.batch_sizes("train").values())
     plain, low = costs("fp32").train.element_ops_by_kind, costs("bfp8").train.element_ops_by_kind
     assert plain["optimizer"] == low["optimizer"] == parameters * steps
@@ -88,7 +88,7 @@ def test_penalty_and_detector_are_charged():
 
 
 def test_the_statistics_pass_of_an_average_is_a_forward_pass_whose_batch_normalisation_looks_at_the_batch():
-    model = build_model(ModelSettings(widths=(4, "M", 6)), (1, 8, 8), 10, 0)
+    model = build_model(VGGSettings(widths=(4, "M", 6)), (1, 8, 8), 10, 0)
     optimizer = lp.LowPrecisionOptimizer(torch.optim.SGD(model.parameters(), 0.1), "fp32")
     of = average_costs(lp.WeightAverage(model), model, optimizer, TASK)
     images, batches = TASK.samples["train"], sum(TASK.batch_sizes("train").values())

@@ -252,12 +252,28 @@ def test_any_scorer_will_do_and_groups_are_held_against_it():
     tickets = [detector.update(model, "bf16") for _ in range(5)]
     assert tickets[-1].widths.keys() == {"first", "second"} and tickets[-1].channels_kept == 7
     assert tickets[-1].precision == "bf16" and not tickets[-1].masks["first"].requires_grad
-    groups = [ChannelGroup("first", 6, ()), ChannelGroup("second", 8, ())]
-    assert lp.EarlyBird(0.5, groups=groups, scorer=row_norms).update(model) is None
+    groups = [ChannelGroup("first", 6, ())]
     with pytest.raises(ValueError, match=r"scores of \['first', 'second'\], and the groups are \['first'\]"):
-        lp.EarlyBird(0.5, groups=groups[:1], scorer=row_norms).update(model)
+        lp.EarlyBird(0.5, groups=groups, scorer=row_norms).update(model)
     with pytest.raises(ValueError, match="of other layers or widths than those of the looks before"):
         detector.observe({"first": torch.ones(6)})
+
+
+def test_a_ticket_of_coupled_groups_is_drawn_saved_and_cut():
+    torch.manual_seed(0)
+    model = nn.Sequential(Linears().first, nn.ReLU(), Linears().second)
+    x = torch.randn(3, 4)
+    groups = lp.channel_groups(model, x)
+    detector = EarlyBirds((0.5,), groups=groups, scorer=lambda m: {"0": m[0].weight.norm(dim=1)})
+    for _ in range(5):
+        detector.update(model)
+    again = EarlyBirds((0.5,), groups=groups, scorer=detector.scorer)
+    tensors, plain = checkpoints.pack(detector.state_dict())
+    again.load_state_dict(checkpoints.unpack(tensors, json.loads(json.dumps(plain))))
+    ticket = again.tickets[0.5]
+    small = lp.compact(model, ticket, x)
+    ticket.apply(model)
+    assert small[0].out_features == 3 and torch.allclose(small(x), model(x))
 
 
 def test_half_precision_scores_are_averaged_in_single():

@@ -17,7 +17,7 @@ from energy_models.footprint import Footprint
 from lowprec_eb import compare
 from lowprec_eb.cli import app
 from lowprec_eb.config import load_config
-from lowprec_eb.models import ModelSettings, build_model
+from lowprec_eb.models import VGGSettings, build_model
 from lowprec_eb.planning import PlanArm, PlanSettings, PlanTicket, load_plan, make_plans
 from lowprec_eb.planning import plan as planning
 from lowprec_eb.planning.files import plans_csv, plans_json
@@ -31,7 +31,7 @@ MODEL = "test_planning:digits_vgg"
 
 
 def digits_vgg():
-    return build_model(ModelSettings(widths=(8, "M", 32, 32, "M", 64)), (1, 8, 8), 10, 0)
+    return build_model(VGGSettings(widths=(8, "M", 32, 32, "M", 64)), (1, 8, 8), 10, 0)
 
 
 def tokens_model():

@@ -8,7 +8,7 @@ from torch.nn.utils import prune
 
 import energy_models as em
 import lowprec_eb as lp
-from lowprec_eb.models import ModelSettings, build_model
+from lowprec_eb.models import VGGSettings, build_model
 from lowprec_eb.tickets import draw_by_gamma, gamma_scores
 
 X = torch.zeros(2, 3, 8, 8)
@@ -53,7 +53,7 @@ class Joined(nn.Module):
 
 
 def vgg() -> nn.Module:
-    return build_model(ModelSettings(widths=(6, "M", 8, 10)), (3, 8, 8), 5, 0)
+    return build_model(VGGSettings(widths=(6, "M", 8, 10)), (3, 8, 8), 5, 0)
 
 
 def ticket_of(model: nn.Module, ratio: float) -> lp.Ticket:

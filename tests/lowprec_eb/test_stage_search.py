@@ -13,7 +13,7 @@ from lowprec_eb import stage as stage_module
 from lowprec_eb.config import load_config
 from lowprec_eb.instability import Diverged
 from lowprec_eb.lab import PlanningLab, TrainingLab
-from lowprec_eb.models import ModelSettings, build_model
+from lowprec_eb.models import VGGSettings, build_model
 from lowprec_eb.pipelines import PIPELINES
 from lowprec_eb.stage_data import StageDiverged
 from lowprec_eb.tasks import make_task
@@ -62,7 +62,7 @@ class StopsAfter(Callback):
 
 @pytest.mark.parametrize(("steps", "epochs", "whole"), [(2, 1, False), (4, 1, True), (6, 2, False), (99, 3, True)])
 def test_a_callback_breaks_an_epoch_off(task, steps, epochs, whole):
-    model = build_model(ModelSettings(widths=(4, "M", 6)), (1, 8, 8), 10, 0)
+    model = build_model(VGGSettings(widths=(4, "M", 6)), (1, 8, 8), 10, 0)
     stops, training = StopsAfter(steps), TrainSettings(epochs=3, learning_rate=0.05)
     train(
         model, training.optimizer(model), task, range(3), training, seed=0, callbacks=[stops, other := StopsAfter(99)]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from lowprec_eb.models import ModelSettings, build_model
+from lowprec_eb.models import VGGSettings, build_model
 from lowprec_eb.tasks import Batch, TaskSettings, VisionTask, make_task
 from lowprec_eb.tasks.vision import _stratified_order
 
@@ -206,7 +206,7 @@ def test_loss_is_the_mean_cross_entropy(digits: VisionTask) -> None:
 @pytest.mark.parametrize("batch_size", [64, 100, 449])
 def test_every_example_weighs_the_same(digits: VisionTask, batch_size: int) -> None:
     task = replace(digits, batch_size=batch_size)
-    model = build_model(ModelSettings(), task.input_shape, task.classes, seed=0)
+    model = build_model(VGGSettings(), task.input_shape, task.classes, seed=0)
     loss, accuracy = task.evaluate(model, "test")
     whole = next(replace(digits, batch_size=449).eval_batches("test"))
     with torch.no_grad():
@@ -234,7 +234,7 @@ def test_metric_of_a_perfect_and_of_a_constant_model(digits: VisionTask) -> None
 
 
 def test_evaluation_leaves_the_model_as_it_was(digits: VisionTask) -> None:
-    model = build_model(ModelSettings(), digits.input_shape, digits.classes, seed=0).train()
+    model = build_model(VGGSettings(), digits.input_shape, digits.classes, seed=0).train()
     model.features[1].eval()  # a frozen BatchNorm
     modes = [module.training for module in model.modules()]
     state = {key: value.clone() for key, value in model.state_dict().items()}
@@ -251,7 +251,7 @@ def test_modes_come_back_after_an_error(digits: VisionTask) -> None:
 
 
 def test_a_small_vgg_learns_the_digits(digits: VisionTask) -> None:
-    model = build_model(ModelSettings(), digits.input_shape, digits.classes, seed=0)
+    model = build_model(VGGSettings(), digits.input_shape, digits.classes, seed=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for epoch in range(2):
         for batch in digits.batches(epoch):

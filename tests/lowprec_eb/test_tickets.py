@@ -1,6 +1,5 @@
 """Masks, tickets, the early-bird detector, and compaction."""
 
-import copy
 import json
 
 import pytest
@@ -11,8 +10,8 @@ from torch import nn
 
 import lowprec_eb as lp
 from lowprec_eb import checkpoints
-from lowprec_eb.models import ModelSettings, build_model
-from lowprec_eb.tickets import draw_by_gamma, gamma_scores, keep_largest, keep_random, plan_compaction
+from lowprec_eb.models import VGGSettings, build_model
+from lowprec_eb.tickets import gamma_scores, keep_largest, keep_random
 
 scores = st.lists(st.lists(st.floats(0, 1, width=16), min_size=1, max_size=9), min_size=1, max_size=5)
 
@@ -22,7 +21,7 @@ def named(lists):
 
 
 def vgg(widths=(6, "M", 8, 10), seed=0):
-    model = build_model(ModelSettings(widths=widths), (3, 8, 8), 5, seed)
+    model = build_model(VGGSettings(widths=widths), (3, 8, 8), 5, seed)
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and ("running" in name or tensor.dim() == 1):
@@ -201,160 +200,3 @@ def feed_all(shown, rule):
 def test_bad_detector_settings_are_explained(options, message):
     with pytest.raises(ValueError, match=message):
         lp.EarlyBird(**options)
-
-
-# ---- compaction --------------------------------------------------------------------------------------------------
-
-
-class FlattenNet(nn.Module):
-    """A flatten in front of the classifier: one channel owns several of its inputs. Biases on the convolutions."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 7, 3), nn.BatchNorm2d(7), nn.ReLU()
-        )  # fmt: skip
-        self.head = nn.Linear(7 * 16, 5)
-
-    def forward(self, x):
-        return self.head(self.body(x).flatten(1))
-
-
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.9])
-@pytest.mark.parametrize("make", [vgg, FlattenNet], ids=["vgg", "flatten"])
-def test_compacted_logits_equal_the_masked_models(make, ratio, training):
-    torch.manual_seed(0)
-    model = make()
-    with torch.no_grad():
-        for score in gamma_scores(model).values():
-            score.copy_(torch.rand_like(score) + 0.1)
-    x = torch.randn(4, 3, 8, 8)
-    model.train()
-    model(x)  # running statistics that are not the initial ones
-    ticket = draw_by_gamma(model, ratio, epoch=1)
-    before = copy.deepcopy(model.state_dict())
-    small = lp.compact(model, ticket, x)
-    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
-    ticket.apply(model)
-    model.train(training), small.train(training)
-    masked, compacted = model(x), small(x)
-    assert torch.allclose(masked, compacted, rtol=1e-5, atol=1e-5 * float(masked.detach().abs().max()))
-    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
-    norms = [m for m in small.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert [n.num_features for n in norms] == list(ticket.widths.values())
-    assert ticket.channels_kept == sum(n.num_features for n in norms)
-
-
-def test_a_channel_that_matters_is_missed():
-    """The comparison above would notice a wrong channel."""
-    model = vgg().eval()
-    x = torch.randn(2, 3, 8, 8)
-    ticket = draw_by_gamma(model, 0.5, epoch=0)
-    wrong = lp.Ticket({k: m.flip(0) for k, m in ticket.masks.items()}, 0.5, 0)
-    small = lp.compact(model, wrong, x).eval()
-    ticket.apply(model)
-    assert not torch.allclose(model(x), small(x), rtol=1e-3)
-
-
-def test_momentum_moves_to_the_surviving_channels():
-    torch.manual_seed(0)
-    model = vgg()
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
-    x, y = torch.randn(8, 3, 8, 8), torch.randint(5, (8,))
-    for _ in range(3):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-    ticket = draw_by_gamma(model, 0.5, epoch=1)
-    plan = plan_compaction(model, ticket, x)
-    small = plan.apply(model)
-    moved = torch.optim.SGD(small.parameters(), 0.01, momentum=0.9)
-    moved.load_state_dict(plan.optimizer_state(model, optimizer.state_dict()))
-    names = dict(model.named_parameters())
-    for name, parameter in small.named_parameters():
-        buffer = moved.state[parameter]["momentum_buffer"]
-        assert buffer.shape == parameter.shape
-        assert torch.equal(buffer, plan.select(name, optimizer.state[names[name]]["momentum_buffer"]))
-    kept = ticket.masks["features.1"].nonzero()[:, 0]
-    first = optimizer.state[model.features[0].weight]["momentum_buffer"][kept]
-    assert torch.equal(moved.state[small.features[0].weight]["momentum_buffer"], first)
-
-
-def test_a_lowered_model_comes_back_plain():
-    model = vgg()
-    lp.lower(model, "bfp8")
-    x = torch.randn(2, 3, 8, 8)
-    small = lp.compact(model, draw_by_gamma(model, 0.5, epoch=0), x)
-    assert type(small.features[0]) is nn.Conv2d and type(small.classifier) is nn.Linear
-    assert type(model.features[0]) is not nn.Conv2d
-
-
-def test_frozen_parameters_stay_frozen():
-    model = vgg()
-    model.features[0].weight.requires_grad_(False)
-    small = lp.compact(model, draw_by_gamma(model, 0.5, epoch=0), torch.randn(2, 3, 8, 8))
-    assert not small.features[0].weight.requires_grad and small.classifier.weight.requires_grad
-
-
-def test_channel_groups_name_what_is_coupled():
-    groups = lp.channel_groups(FlattenNet(), torch.zeros(1, 3, 8, 8))
-    assert [(g.name, g.channels) for g in groups] == [("body.1", 6), ("body.4", 7)]
-    members = {(m.module, m.side): m for m in groups[1].members}
-    assert set(members) == {("body.4", "out"), ("body.3", "out"), ("head", "in")}
-    head = members["head", "in"]
-    assert [p for p, c in zip(head.positions, head.channels, strict=True) if c == 2] == list(range(32, 48))
-
-
-class Branches(nn.Module):
-    """Two branches that are joined: by concatenation (each has its own channels) or by a sum (they share them)."""
-
-    def __init__(self, join, activation=None):
-        super().__init__()
-        self.a = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), activation or nn.ReLU())
-        self.b = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
-        self.join = join
-        self.head = nn.Conv2d(8 if join == "cat" else 4, 5, 1)
-
-    def forward(self, x):
-        joined = torch.cat([self.a(x), self.b(x)], 1) if self.join == "cat" else self.a(x) + self.b(x)
-        return self.head(joined).mean((2, 3))
-
-
-def branch_ticket(a, b):
-    return lp.Ticket({"a.1": torch.tensor(a, dtype=torch.bool), "b.1": torch.tensor(b, dtype=torch.bool)}, 0.5, 0)
-
-
-def test_concatenated_branches_are_cut_each_at_its_own_place():
-    model, x = Branches("cat"), torch.randn(2, 3, 8, 8)
-    ticket = branch_ticket([1, 0, 0, 1], [0, 1, 1, 1])
-    small = lp.compact(model, ticket, x).eval()
-    ticket.apply(model)
-    assert torch.allclose(model.eval()(x), small(x), atol=1e-6)
-    assert small.head.in_channels == 5
-
-
-def test_summed_branches_are_cut_together_or_refused():
-    model, x = Branches("sum"), torch.randn(2, 3, 8, 8)
-    with pytest.raises(ValueError, match="is coupled to a channel of another BatchNorm"):
-        lp.compact(model, branch_ticket([1, 0, 0, 1], [0, 1, 1, 1]), x)
-    same = branch_ticket([1, 0, 0, 1], [1, 0, 0, 1])
-    small = lp.compact(model, same, x).eval()
-    same.apply(model)
-    assert torch.allclose(model.eval()(x), small(x), atol=1e-6)
-
-
-def test_a_dropped_channel_that_is_not_zero_is_noticed():
-    with pytest.raises(ValueError, match="a dropped channel is not zero where it is read"):
-        lp.compact(Branches("cat", nn.Sigmoid()), branch_ticket([1, 0, 0, 1], [1, 1, 1, 1]), torch.randn(2, 3, 8, 8))
-
-
-def test_what_cannot_be_cut_is_named():
-    grouped = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4))
-    ticket = lp.Ticket({"1": torch.arange(4) < 2, "3": torch.arange(4) < 2}, 0.5, 0)
-    with pytest.raises(ValueError, match=r"channels of '1' pass through '2' \(Conv2d, grouped\)"):
-        lp.compact(grouped, ticket, torch.zeros(1, 3, 8, 8))
-    with pytest.raises(ValueError, match="are not this model's"):
-        lp.compact(vgg(), lp.Ticket({"x": torch.ones(3, dtype=torch.bool)}, 0.5, 0), torch.zeros(1, 3, 8, 8))
-    with pytest.raises(ValueError, match="is not in this model"):
-        lp.Ticket({"x": torch.ones(3, dtype=torch.bool)}, 0.5, 0).apply(vgg())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowprec_eb.models import ModelSettings, build_model
+from lowprec_eb.models import VGGSettings, build_model
 from lowprec_eb.tasks import TaskSettings, make_task
 from lowprec_eb.train import Callback, SparsityPenalty, TrainSettings, train
 
@@ -18,7 +18,7 @@ def task():
 
 
 def model(seed=0):
-    return build_model(ModelSettings(widths=(4, "M", 6)), (1, 8, 8), 10, seed)
+    return build_model(VGGSettings(widths=(4, "M", 6)), (1, 8, 8), 10, seed)
 
 
 class Recorder(Callback):

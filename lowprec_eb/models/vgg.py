@@ -1,37 +1,47 @@
-"""Small reference models. The library works on any `nn.Module`; these are for examples, tests and comparisons."""
+"""VGG with batch normalisation, for small images."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
+
+from lowprec_eb.models.checks import check_gamma, check_name
 
 Width = int | Literal["M"]
 
 
 @dataclass(frozen=True)
-class ModelSettings:
+class VGGSettings:
     """A VGG by its layers: a number is a convolution with that many channels, "M" a 2 x 2 max pooling.
+
+    VGG16 of the CIFAR experiments of network slimming and early-bird tickets has 13 convolutions: widths 64, 64, M,
+    128, 128, M, 256, 256, 256, M, 512, 512, 512, M, 512, 512, 512.
 
     gamma_init: initial scale of every BatchNorm. 0.5 as in the public code of network slimming (Liu et al., ICCV 2017)
     and early-bird tickets (You et al., ICLR 2020) for CIFAR: channels are ranked by |gamma|, and 0.5 leaves them room
     to move both ways.
     """
 
+    # A plain default, which a digest leaves out: the first model keeps the hashes it had before there were others.
     name: Literal["vgg"] = "vgg"
     widths: tuple[Width, ...] = (16, 16, "M", 32, 32, "M", 64)
     gamma_init: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.name != "vgg":
-            raise ValueError(f"name must be 'vgg', got {self.name!r}")
-        if not (math.isfinite(self.gamma_init) and self.gamma_init > 0):
-            raise ValueError(f"gamma_init must be a finite number above 0, got {self.gamma_init!r}")
+        check_name(self.name, "vgg")
+        check_gamma(self.gamma_init)
         for index, width in enumerate(self.widths):
             _check_width(index, width)
         if not self.widths or self.widths[0] == "M":
             raise ValueError(f"widths must start with a convolution (a number of channels), got {self.widths!r}")
+
+    def module(self, input_shape: tuple[int, int, int], classes: int) -> "VGG":
+        """The model for images of `input_shape` (C, H, W).
+
+        Raises ValueError if the poolings shrink the image to nothing.
+        """
+        _check_poolings(self.widths, input_shape)
+        return VGG(self.widths, input_shape[0], classes)
 
 
 class VGG(nn.Module):
@@ -64,33 +74,6 @@ class VGG(nn.Module):
         features: Tensor = self.pool(self.features(x_nchw))  # (N, channels, 1, 1)
         logits: Tensor = self.classifier(features.flatten(1))
         return logits
-
-
-def build_model(settings: ModelSettings, input_shape: tuple[int, int, int], classes: int, seed: int) -> VGG:
-    """Build and initialise a model on the CPU for images of `input_shape` (C, H, W).
-
-    The parameters are a pure function of `seed`; the global random state stays as it was. Kaiming initialisation
-    (He et al., ICCV 2015) of convolutions (by fan out) and classifier, biases 0, BatchNorm scales `gamma_init`.
-    Raises ValueError if the poolings shrink the image to nothing.
-    """
-    _check_poolings(settings.widths, input_shape)
-    # The layers' own initialisation draws from the global CPU generator; all of it is overwritten below.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        model = VGG(settings.widths, input_shape[0], classes)
-    _initialise(model, settings.gamma_init, torch.Generator().manual_seed(seed))
-    return model
-
-
-def _initialise(model: VGG, gamma_init: float, generator: torch.Generator) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.constant_(module.weight, gamma_init)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="linear", generator=generator)
-            nn.init.zeros_(module.bias)
 
 
 def _check_width(index: int, width: object) -> None:
