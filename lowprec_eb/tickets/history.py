@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lowprec_eb import checkpoints
+from lowprec_eb.tickets.detectors import Normalisation, RuleName
 from lowprec_eb.tickets.early_bird import EarlyBird, Scores
 from lowprec_eb.tickets.masks import Layout
 from lowprec_eb.tickets.ticket import Ticket
@@ -122,9 +123,11 @@ class Replay:
     deadline, ``masks`` bool (looks, channels).
     """
 
-    rule: str
+    rule: RuleName
     ratio: float
     threshold: float
+    normalised: Normalisation | None
+    steps_per_epoch: int
     looks: tuple[ReplayedLook, ...]
     masks: Tensor
     ticket: Ticket | None
@@ -159,7 +162,15 @@ def replay(history: ScoreHistory, detector: EarlyBird, every: int | None = None,
         looks.append(ReplayedLook(step, epoch, tuple(detector.distances()), found is not None))
         masks.append(detector.mask)
     return Replay(
-        detector.rule, detector.ratio, detector.threshold, tuple(looks), _stacked(masks, history), ticket, detector.best
+        rule=detector.rule,
+        ratio=detector.ratio,
+        threshold=detector.threshold,
+        normalised=detector.normalised,
+        steps_per_epoch=history.steps_per_epoch,
+        looks=tuple(looks),
+        masks=_stacked(masks, history),
+        ticket=ticket,
+        best=detector.best,
     )
 
 

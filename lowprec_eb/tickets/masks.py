@@ -38,18 +38,35 @@ class Layout:
     def count(self, mask: Tensor) -> Tensor:
         """Channels kept in each layer, int64 (layers,), on the mask's device; waits for nothing."""
         zeros = torch.zeros(len(self.widths), dtype=torch.int64, device=mask.device)
-        return zeros.index_add_(0, _layer_numbers(self.widths, mask.device), mask.long())
+        return zeros.index_add_(0, _constants(self.widths, mask.device).layers, mask.long())
 
 
-@lru_cache(maxsize=32)
-def _layer_numbers(widths: tuple[int, ...], device: torch.device) -> Tensor:
-    """The layer of each channel, int64 (channels,)."""
-    return torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths)).to(device)
+@dataclass(frozen=True, eq=False)
+class _Constants:
+    """Tensors that every ranking of a layout begins with: a look makes none of them anew.
+
+    layers: the layer of each channel, int64 (channels,). numbers: 0, 1, 2, ... (channels,). last: ``channels``, int64
+    (layers,). ones: int8 (channels,). none: False (channels,).
+    """
+
+    layers: Tensor
+    numbers: Tensor
+    last: Tensor
+    ones: Tensor
+    none: Tensor
 
 
-@lru_cache(maxsize=32)
-def _numbers(channels: int, device: torch.device) -> Tensor:
-    return torch.arange(channels, device=device)
+@lru_cache(maxsize=16)
+def _constants(widths: tuple[int, ...], device: torch.device) -> _Constants:
+    channels = sum(widths)
+    layers = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths)).to(device)
+    return _Constants(
+        layers,
+        torch.arange(channels, device=device),
+        torch.full((len(widths),), channels, device=device),
+        torch.ones(channels, dtype=torch.int8, device=device),
+        torch.zeros(channels, dtype=torch.bool, device=device),
+    )
 
 
 def flatten(scores: Mapping[str, Tensor]) -> Tensor:
@@ -66,19 +83,16 @@ def rank(flat: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     and waits for nothing; a NaN is the first of the sorted scores.
     """
     values, order = flat.sort(descending=True, stable=True)
-    numbers = _numbers(layout.channels, flat.device)
-    layer = _layer_numbers(layout.widths, flat.device)[order]
+    constants = _constants(layout.widths, flat.device)
     # In this order the first channel of a layer is its best one.
-    first = torch.full((len(layout.widths),), layout.channels, device=flat.device)
-    first.scatter_reduce_(0, layer, numbers, "amin")
-    later = torch.ones(layout.channels, dtype=torch.int8, device=flat.device).index_fill_(0, first, 0)
+    first = constants.last.scatter_reduce(0, constants.layers[order], constants.numbers, "amin")
+    later = constants.ones.index_fill(0, first, 0)
     return values, order[later.argsort(stable=True)]
 
 
-def keep_first(order: Tensor, kept: int) -> Tensor:
+def keep_first(order: Tensor, kept: int, layout: Layout) -> Tensor:
     """The mask of the ``kept`` first channels of :func:`rank`'s order: bool (channels,)."""
-    mask = torch.zeros(order.numel(), dtype=torch.bool, device=order.device)
-    return mask.index_fill_(0, order[:kept], True)
+    return _constants(layout.widths, order.device).none.index_fill(0, order[:kept], True)
 
 
 def keep_largest(scores: Mapping[str, Tensor], ratio: float) -> dict[str, Tensor]:
@@ -98,7 +112,7 @@ def keep_largest(scores: Mapping[str, Tensor], ratio: float) -> dict[str, Tensor
     layout = Layout.of(scores)
     values, order = rank(flatten(scores), layout)
     check_scores(values)
-    return layout.split(keep_first(order, layout.kept(ratio)))
+    return layout.split(keep_first(order, layout.kept(ratio), layout))
 
 
 class NaNScores(ValueError):

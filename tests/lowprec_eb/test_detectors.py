@@ -379,7 +379,7 @@ def test_the_ranking_and_the_masks_run_on_a_device_of_their_own():
     scores = {"a": torch.empty(7, device="meta"), "b": torch.empty(5, device="meta")}
     layout = Layout.of(scores)
     _, order = rank(flatten(scores), layout)
-    mask = keep_first(order, layout.kept(0.5))
+    mask = keep_first(order, layout.kept(0.5), layout)
     assert mask.is_meta and layout.count(mask).shape == (2,)
 
 

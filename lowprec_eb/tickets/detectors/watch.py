@@ -56,7 +56,7 @@ class Watch:
     def compare(self, order: Tensor, layout: Layout) -> list[Tensor]:
         """Draw the mask from the channels in the order in which they are kept; differing channels to each mask before
         it, the oldest first, and channels kept by layer where they are needed, int64 on the device."""
-        mask = keep_first(order, layout.kept(self.ratio))
+        mask = keep_first(order, layout.kept(self.ratio), layout)
         numbers = []
         if self.masks is not None and self.detector.compared:
             self.masks = self.masks.to(mask.device)  # a resumed queue may be elsewhere
