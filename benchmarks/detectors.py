@@ -1,8 +1,8 @@
 """What a look of each detector takes, beside a training step of the same model, in one process.
 
-Steps and looks take turns, so that both see the same machine; medians over the rounds. A share is of an epoch with one
-look at its end, and of the same number of steps with a look after every hundred of them. The epoch counts its steps
-alone: no loading of data, no evaluation.
+Each look follows a step, as in training, so that it finds the caches as a step leaves them; medians over the rounds. A
+share is of an epoch with one look at its end, and of training with a look after every hundred steps. The epoch counts
+its steps alone: no loading of data, no evaluation.
 """
 
 from __future__ import annotations
@@ -79,15 +79,15 @@ def _measure(name: str, case: Case, rounds: int, device: str) -> list[Row]:
 
     detectors = {rule: lp.EarlyBird(0.5, rule=rule) for rule in DETECTORS}
     averaged = lp.EarlyBird(0.5, normalised="layer", score_momentum=0.9)
-    looks = {rule: _look(detector, model) for rule, detector in detectors.items()}
+    looks: dict[str, Callable[[], object]] = {rule: _look(detector, model) for rule, detector in detectors.items()}
     looks["window, normalised by layer, averaged"] = _look(averaged, model)
     times: dict[str, list[float]] = {"step": [], **{rule: [] for rule in looks}}
-    calls: dict[str, Callable[[], object]] = {"step": step, **looks}
     for number in range(rounds + _WARM_UP):
-        for key, call in calls.items():
-            seconds = _seconds(call, device)
+        for rule, look in looks.items():
+            seconds = {"step": _seconds(step, device), rule: _seconds(look, device)}
             if number >= _WARM_UP:
-                times[key].append(seconds)
+                for key, value in seconds.items():
+                    times[key].append(value)
     taken = {key: statistics.median(of) for key, of in times.items()}
     channels = sum(norm.num_features for norm in batch_norms(model).values())
     return [_row(name, rule, channels, taken[rule], taken["step"], case.steps) for rule in looks]
