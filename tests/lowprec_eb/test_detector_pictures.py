@@ -63,5 +63,5 @@ def test_every_detector_is_timed_beside_a_step(tmp_path):
     rows = json.loads((tmp_path / "looks.json").read_text())["rows"]
     assert {row["rule"] for row in rows} > set(DETECTORS) and all(row["channels"] == 136 for row in rows)
     for row in rows:
-        share = 100 * row["look_us"] / (row["step_ms"] * 1000 * 18)
+        share = 100 * row["look_us"] / (row["step_ms"] * 1000 * 17)
         assert row["share_of_epoch_percent"] == pytest.approx(share)
