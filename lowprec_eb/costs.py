@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from energy_models import (
     FP32,
     ElementOps,
+    MeasuredEnergy,
     OpCounts,
     Operand,
     Zeros,
@@ -27,7 +28,7 @@ from lowprec_eb.formats import Format
 from lowprec_eb.optim import GROUP_OPTION, LowPrecisionOptimizer
 from lowprec_eb.stability import StabilitySettings
 from lowprec_eb.tasks import Task
-from lowprec_eb.tickets import TicketSettings, batch_norms
+from lowprec_eb.tickets import DETECTORS, TicketSettings, batch_norms
 
 Work = Sequence[tuple[OpCounts, int]]  # what was done, and how often
 
@@ -196,6 +197,11 @@ def stability_costs(
     return costs
 
 
+def within(training: MeasuredEnergy) -> MeasuredEnergy:
+    """For work that the sensor saw as part of the training, whose row has its joules and seconds."""
+    return replace(training, energy_j=None if training.energy_j is None else 0.0, duration_s=0.0)
+
+
 def ranking_costs(channels: int) -> OpCounts:
     """Sorting the scores of all channels: channels * log2(channels) comparisons."""
     comparisons = max(1, math.ceil(math.log2(channels)))
@@ -203,8 +209,18 @@ def ranking_costs(channels: int) -> OpCounts:
 
 
 def detector_costs(model: nn.Module, settings: TicketSettings) -> OpCounts:
-    """One look of the early-bird detector: a ranking, and the distances to the masks it keeps."""
+    """One look of the early-bird detector: the moving average of the scores, one ranking, and for each ratio its mask
+    against the masks that its rule keeps, or its widths where the rule asks for them.
+
+    Reading the scores is charged with the ranking; a scorer that computes more than ``|gamma|`` is not.
+    """
     channels = sum(norm.num_features for norm in batch_norms(model).values())
-    compared = settings.window - 1 if settings.rule == "window" else 1
-    distances = element_ops("mask_distance", channels * compared, int_add=2, read_bits=2, write_bits=0)
-    return ranking_costs(channels) + distances
+    detector, ratios = DETECTORS[settings.rule](settings.window), len(settings.ratios)
+    costs = ranking_costs(channels)
+    if settings.score_momentum:
+        costs = costs + element_ops("score_average", channels, fp_mul=2, fp_add=1, read_bits=64, write_bits=32)
+    if compared := channels * detector.compared * ratios:
+        costs = costs + element_ops("mask_distance", compared, int_add=2, read_bits=2, write_bits=0)
+    if settings.normalised == "layer" or not detector.uses_masks:
+        costs = costs + element_ops("mask_widths", channels * ratios, int_add=1, read_bits=1, write_bits=0)
+    return costs

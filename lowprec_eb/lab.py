@@ -217,6 +217,7 @@ class Lab(ABC):
             first_epoch=start.epoch,
             sparsity=sparsity,
             detector=self.tickets if detect else None,
+            record_every=self.tickets.check_every if sparsity and not detect else None,
             profile=f"{self.profile.name}/{digest(self.profile)}",
             device=self.settings.device,
             threads=self.settings.threads,
@@ -279,14 +280,15 @@ class PlanningLab(Lab):
         elif stage.detector is None:
             per_phase["eval"] += costs.test
         if stage.detector is not None:
-            per_phase["detect"] = costs.detect * epochs
+            looks = stage.detector.looks(epochs, sum(self.task.batch_sizes("train").values()))
+            per_phase["detect"] = costs.detect * looks
         if start.costs is not None:
             per_phase["prune"] = start.costs
         state = replace(start, key=f"stage/{stage.key}", epoch=stage.epochs.stop, costs=None)
         ticket = self._uniform(start.model, stage.epochs.stop, recipe.name) if stage.detector else None
         rows = tuple(self._row(stage.key, name, counts) for name, counts in per_phase.items())
         nan = float("nan")
-        return StageResult(stage.key, state, ticket, 0, nan, nan, torch.empty(0), rows)
+        return StageResult(stage.key, state, ticket, 0, nan, nan, None, rows)
 
     def draw(self, dense: StageResult, precision: str) -> Ticket:
         return self._uniform(dense.state.model, dense.state.epoch, precision)

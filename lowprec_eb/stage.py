@@ -27,7 +27,7 @@ from energy_models import (
     settled,
 )
 from lowprec_eb import checkpoints
-from lowprec_eb.costs import EpochCosts, Work, epoch_costs
+from lowprec_eb.costs import EpochCosts, Work, epoch_costs, within
 from lowprec_eb.instability import Diverged, Instability, to_text
 from lowprec_eb.lowering import lower, raise_
 from lowprec_eb.optim import LowPrecisionOptimizer
@@ -47,10 +47,10 @@ from lowprec_eb.stage_data import (
     StageResult,
     Start,
 )
+from lowprec_eb.stage_search import StageSearch
 from lowprec_eb.strict_config import to_plain
 from lowprec_eb.tally import Tally
 from lowprec_eb.tasks import Task
-from lowprec_eb.tickets import EarlyBird, Ticket, TicketSettings, gamma_scores
 from lowprec_eb.train import Callback, EpochReport, SparsityPenalty, train
 from lowprec_eb.versions import versions
 
@@ -84,7 +84,7 @@ class StageRun(Callback):
         self.averaging = stage_average(self.model, stage.training, stage.epochs, precision, task, stage.seed)
         self.monitor = self._monitor(raise_to)
         self.tally = Tally(self._count, self.monitor)
-        self.detector = _detector(stage.detector)
+        self.search = StageSearch(stage, self.model, self.optimizer, sum(task.batch_sizes("train").values()))
         self.position = Position(next_epoch=stage.first_epoch)
         self.progress: Progress | None = None
         self.ledger, self.counts = Ledger(folder / LEDGER_FILE), CountStore(folder / COUNTS_FOLDER)
@@ -131,45 +131,50 @@ class StageRun(Callback):
     def before_batch(self, samples: int) -> None:
         self.tally.add(samples)
 
-    def after_step(self) -> None:
+    def after_step(self) -> bool:
         if self.averaging is not None and self.averaging.is_due:
             self.tally.add_update()
+        return self.search.after_step()
 
     def after_epoch(self, report: EpochReport) -> bool:
         """Detect, validate, write the ledger, then the checkpoint: a kill in between repeats the epoch."""
         with measure(self.stage.device) as detecting:
-            ticket = self.detector.update(self.model, self.optimizer.precision.name) if self.detector else None
+            self.search.after_epoch(report.whole)
         with measure(self.stage.device) as validating:
             _, accuracy = self.task.evaluate(self.model, "validation")
-        distance = max(self.detector.distances(), default=None) if self.detector else None
-        samples = self.task.samples
         metrics: dict[str, float | str | None] = {
             "loss": report.loss,
             "validation_accuracy": accuracy,
-            "mask_distance": distance,
+            "mask_distance": self.search.distance,
             **self.tally.metrics(report.epoch),
         }
+        if not report.whole:
+            metrics["broken_off_after_steps"] = self.tally.steps()
         if self.tally.costs.uncounted:
             metrics["uncounted"] = "; ".join(self.tally.costs.uncounted)
-        row = self._charge(
-            self.stage.phase, report.epoch, self.tally.train_costs(), samples["train"], report.measured, metrics
-        )
-        if self.detector:
-            looked = [(self.tally.costs.detect, 1)]
-            self._charge("detect", report.epoch, looked, 0, detecting, {"mask_distance": distance})
+        steps, samples = self.tally.train_costs(), self.tally.samples()
+        row = self._charge(self.stage.phase, report.epoch, steps, samples, report.measured, metrics)
+        if self.search.looks:
+            took = detecting if self.search.every is None else within(report.measured)
+            looked = [(self.tally.costs.detect, self.search.looks)]
+            of_look = {"mask_distance": self.search.distance, "looks": self.search.looks}
+            self._charge("detect", report.epoch, looked, 0, took, of_look)
         passed, split = [(self.tally.costs.validate, 1)], "validation"
-        self._charge("eval", report.epoch, passed, samples[split], validating, {"split": split})
+        self._charge("eval", report.epoch, passed, self.task.samples[split], validating, {"split": split})
         self._charge_average(report.epoch, report.measured)
-        self._advance(report.epoch, accuracy, ticket)
-        self.tally.begin_epoch()
+        self._advance(report.epoch, accuracy)
+        self._begin_epoch(report.epoch + 1)
         if self.progress is not None:
             self.progress.epoch(self.stage, row, sum(r.modelled.nominal_j for r in settled(self.rows)))
-        return ticket is not None
+        return self.search.done
 
-    def _advance(self, epoch: int, accuracy: float, ticket: Ticket | None) -> None:
+    def _begin_epoch(self, epoch: int) -> None:
+        self.tally.begin_epoch()
+        self.search.begin(epoch)
+
+    def _advance(self, epoch: int, accuracy: float) -> None:
         position = self.position
-        position.next_epoch, position.ticket = epoch + 1, ticket
-        position.scores.append(torch.cat(list(gamma_scores(self.model).values())).cpu())
+        position.next_epoch = epoch + 1
         if accuracy > position.best_accuracy:
             position.best_epoch, position.best_accuracy = epoch, accuracy
             position.best_state = {k: v.clone() for k, v in self.model.state_dict().items()}
@@ -219,7 +224,7 @@ class StageRun(Callback):
     def _train(self) -> None:
         if self.start.costs is not None and self.position.next_epoch == self.stage.first_epoch:
             self._charge("prune", self.stage.first_epoch, [(self.start.costs, 1)], 0, self.start.measured, {})
-        if self.position.ticket is not None:
+        if self.search.done:
             return
         callbacks: list[Callback] = [self]
         if self.stage.sparsity:
@@ -228,7 +233,7 @@ class StageRun(Callback):
             self.averaging.begin(self.position.next_epoch)
             callbacks.insert(0, self.averaging)
         epochs = range(self.position.next_epoch, self.stage.epochs.stop)
-        self.tally.begin_epoch()
+        self._begin_epoch(self.position.next_epoch)
         try:
             train(
                 self.model,
@@ -245,7 +250,7 @@ class StageRun(Callback):
 
     def _finish(self) -> None:
         """A search ends with a ticket, at its deadline with the best so far; any other stage with a test."""
-        if self.detector is None:
+        if self.stage.detector is None:
             # Inference may draw random numbers, too (rotations): they are those of the checkpoint's next epoch.
             torch.manual_seed(derive_seed(self.stage.seed, self.position.next_epoch))
             if self.averaging is not None:
@@ -253,9 +258,8 @@ class StageRun(Callback):
                 position.best_accuracy = self.averaging.validate(self._charge, costs, self.task, position.next_epoch)
                 position.best_epoch = position.next_epoch - 1
             self.position.test_accuracy = self._test()
-        elif self.position.ticket is None:
-            assert self.detector.best is not None
-            self.position.ticket = replace(self.detector.best, on_time=False)
+        else:
+            self.position.ticket = self.search.ticket(self.stage.detector.ratio)
         self.position.finished = True
         self._save()
 
@@ -317,7 +321,7 @@ class StageRun(Callback):
             "optimizer": self.optimizer.state_dict(),
             "precision": precision_state(self.model),
             "monitor": None if self.monitor is None else self.monitor.state_dict(),
-            "detector": None if self.detector is None else self.detector.state_dict(),
+            "search": self.search.state_dict(),
             "position": self.position.to_tree(),
             "average": None if self.averaging is None else self.averaging.average.state_dict(),
         }
@@ -336,8 +340,7 @@ class StageRun(Callback):
         self.model.load_state_dict(tree["model"])
         load_precision_state(self.model, tree["precision"])
         self.optimizer.load_state_dict(tree["optimizer"])
-        if self.detector is not None:
-            self.detector.load_state_dict(tree["detector"])
+        self.search.load_state_dict(tree["search"])
         if self.averaging is not None:
             self.averaging.average.load_state_dict(tree["average"])
         self.position = Position.from_tree(tree["position"])
@@ -347,8 +350,9 @@ class StageRun(Callback):
         position, stage = self.position, self.stage
         if position.next_epoch == stage.first_epoch:
             return
-        phases = [stage.phase, "eval", *(["detect"] if stage.detector else [])]
-        expected = {(phase, epoch) for phase in phases for epoch in range(stage.first_epoch, position.next_epoch)}
+        epochs = range(stage.first_epoch, position.next_epoch)
+        expected: set[tuple[str, int]] = {(phase, epoch) for phase in (stage.phase, "eval") for epoch in epochs}
+        expected |= {("detect", epoch) for epoch in epochs if self.search.expects_row(epoch)}
         if position.finished and stage.detector is None:
             expected.add(("eval", position.next_epoch))
         if self.averaging is not None:
@@ -367,7 +371,11 @@ class StageRun(Callback):
         # Momentum belongs to the weights that were trained, not to their average.
         model = self.model if self.averaging is None else self.averaging.average.model
         momentum = self.optimizer.inner.state_dict() if self.averaging is None else None
+        history = self.search.history
         state = Start(f"stage/{self.stage.key}", raise_(model).cpu(), momentum, position.next_epoch)
+        drawn = self.search.drawn(state)
+        if self.stage.detector is not None:
+            _, state = drawn[self.stage.detector.ratio]
         return StageResult(
             key=self.stage.key,
             state=state,
@@ -375,12 +383,7 @@ class StageRun(Callback):
             best_epoch=position.best_epoch,
             validation_accuracy=position.best_accuracy,
             test_accuracy=position.test_accuracy,
-            scores=torch.stack(position.scores),
+            history=history,
             rows=tuple(settled(self.rows)),
+            drawn=drawn,
         )
-
-
-def _detector(settings: TicketSettings | None) -> EarlyBird | None:
-    if settings is None:
-        return None
-    return EarlyBird(settings.ratio, settings.threshold, settings.window, settings.rule)

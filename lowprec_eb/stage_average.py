@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from energy_models import MeasuredEnergy, measure
 from lowprec_eb.averaging import WeightAverage
-from lowprec_eb.costs import AverageCosts, Work
+from lowprec_eb.costs import AverageCosts, Work, within
 from lowprec_eb.lowering import lower
 from lowprec_eb.precision import Precision
 from lowprec_eb.quantize.random_bits import derive_seed
@@ -61,10 +60,11 @@ class StageAverage(Callback):
         """Whether the weights after the step that was taken last belong to the average."""
         return self.moments.is_due(self.step)
 
-    def after_step(self) -> None:
+    def after_step(self) -> bool:
         self.step += 1
         if self.is_due:
             self.average.update(self.trained)
+        return False
 
     def updates(self, epoch: int) -> int:
         """How often the weights are taken in ``epoch``."""
@@ -79,10 +79,7 @@ class StageAverage(Callback):
         """Write what the updates of an epoch cost; nothing without updates."""
         if not updates:
             return
-        # The sensor saw them as part of the training, whose row has their joules and seconds.
-        none = None if training.energy_j is None else 0.0
-        measured = replace(training, energy_j=none, duration_s=0.0)
-        charge("average", epoch, updates, 0, measured, {"updates": sum(times for _, times in updates)})
+        charge("average", epoch, updates, 0, within(training), {"updates": sum(times for _, times in updates)})
 
     def validate(self, charge: Charge, costs: AverageCosts | None, task: Task, epoch: int) -> float:
         """Validation accuracy of the averaged model, its statistics taken on the training batches of ``epoch``, the one

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from energy_models import LedgerRow, MeasuredEnergy, OpCounts
@@ -13,7 +14,7 @@ from lowprec_eb.instability import Instability
 from lowprec_eb.models import ModelSettings
 from lowprec_eb.strict_config import digest
 from lowprec_eb.tasks import TaskSettings
-from lowprec_eb.tickets import Ticket, TicketSettings
+from lowprec_eb.tickets import ScoreHistory, Ticket, TicketSettings
 from lowprec_eb.train import TrainSettings
 
 StagePhase = Literal["search", "train", "retrain"]
@@ -26,7 +27,8 @@ class Stage:
 
     ``start`` names the weights it begins with, ``data`` is a hash of the examples (the folder they came from does not
     count), ``profile`` is the hardware profile with a hash of its content, ``software`` that of this package's sources
-    and torch's version, ``raise_to`` the precision that an unstable run goes on in.
+    and torch's version, ``raise_to`` the precision that an unstable run goes on in. ``record_every``: a stage without a
+    detector records its scores after every so many steps, too.
     """
 
     task: TaskSettings
@@ -45,6 +47,7 @@ class Stage:
     data: str
     software: str
     raise_to: str | None = None
+    record_every: int | None = None
 
     @property
     def key(self) -> str:
@@ -82,7 +85,12 @@ class StageResult:
     which delivers a ticket and no model). Where weights are averaged, the average is that state, without momentum, and
     what was validated and tested; ``best_epoch`` is the last one that it may hold.
 
-    ``scores`` is ``|gamma|`` after every epoch, shape (epochs, channels): an observation for pictures, not charged.
+    A search that ended inside an epoch has begun it: ``state.epoch`` is the next one, where a retraining goes on with
+    the schedule, and the steps that were not taken are charged to nobody. ``drawn`` has the ticket of each ratio of a
+    search with the state that it appeared in; ``ticket`` and ``state`` are those of the first ratio.
+
+    ``history`` is of the scores after every epoch and at every look: an observation for pictures and replays, not
+    charged. None: not trained.
     """
 
     key: str
@@ -91,8 +99,14 @@ class StageResult:
     best_epoch: int
     validation_accuracy: float
     test_accuracy: float | None
-    scores: Tensor
+    history: ScoreHistory | None
     rows: tuple[LedgerRow, ...]
+    drawn: Mapping[float, tuple[Ticket, Start]] = field(default_factory=dict)
+
+    @property
+    def scores(self) -> Tensor:
+        """The scores after every whole epoch, shape (epochs, channels)."""
+        return torch.empty(0) if self.history is None else self.history.epoch_scores
 
 
 class StageDiverged(FloatingPointError):
@@ -118,7 +132,6 @@ class Position:
     best_epoch: int = -1
     best_accuracy: float = -1.0
     best_state: dict[str, Tensor] = field(default_factory=dict)
-    scores: list[Tensor] = field(default_factory=list)
     ticket: Ticket | None = None
     finished: bool = False
     test_accuracy: float | None = None

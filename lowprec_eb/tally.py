@@ -75,6 +75,10 @@ class Tally:
     def samples(self) -> int:
         return sum(size * times for of in self._batches.values() for size, times in of.items())
 
+    def steps(self) -> int:
+        """Taken in this epoch."""
+        return sum(times for of in self._batches.values() for times in of.values())
+
     def seconds(self) -> float:
         """Since the epoch began."""
         return time.perf_counter() - self._began_s

@@ -72,11 +72,15 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What one epoch of training gave: mean loss per example (of the steps that were taken), and what it took."""
+    """What one epoch of training gave: mean loss per example (of the steps that were taken), and what it took.
+
+    whole: False where a callback broke the epoch off before its last step.
+    """
 
     epoch: int
     loss: float
     measured: MeasuredEnergy
+    whole: bool = True
 
 
 class Callback:
@@ -88,8 +92,10 @@ class Callback:
     def before_step(self) -> None:
         """After the backward pass and before the optimizer's step."""
 
-    def after_step(self) -> None:
-        """After the optimizer's step, also one that was taken back; not after one that stopped the training."""
+    def after_step(self) -> bool:
+        """After the optimizer's step, also one that was taken back; not after one that stopped the training. True
+        breaks the epoch off here: :meth:`after_epoch` follows, and the training ends."""
+        return False
 
     def after_epoch(self, report: EpochReport) -> bool:
         """After the last step of an epoch; True stops the training."""
@@ -141,7 +147,7 @@ def train(
             monitor.begin_epoch(epoch)
         try:
             with measure(str(next(model.parameters()).device)) as measured:
-                loss = _train_epoch(model, optimizer, task, epoch, callbacks, monitor)
+                loss, whole, stopped = _train_epoch(model, optimizer, task, epoch, callbacks, monitor)
         except RefusedNaN as error:  # a format without a code for NaN sees it before the mean loss does
             if monitor is not None:
                 monitor.check()  # it may know the step
@@ -152,8 +158,8 @@ def train(
                 event = replace(monitor.events[-1], response="stop")
                 raise Diverged(event, f"no step of the epoch could be taken; {advice}")
             raise Diverged(_in_loss(epoch, loss), advice)
-        report = EpochReport(epoch, loss, measured)
-        if any([callback.after_epoch(report) for callback in callbacks]):
+        report = EpochReport(epoch, loss, measured, whole)
+        if any([callback.after_epoch(report) for callback in callbacks]) or stopped:
             return
 
 
@@ -168,8 +174,10 @@ def _train_epoch(
     epoch: int,
     callbacks: Sequence[Callback],
     monitor: StabilityMonitor | None,
-) -> float:
+) -> tuple[float, bool, bool]:
+    """The mean loss, whether all batches were trained on, and whether a callback ended the training."""
     model.train()
+    seen, stopped = 0, False  # examples
     loss_sum = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
     lost = torch.zeros_like(loss_sum)  # examples in steps that were not taken
 
@@ -192,8 +200,9 @@ def _train_epoch(
             loss = monitor.step(partial(backward, batch))
             loss_sum += torch.where(monitor.accepted, loss.detach(), 0.0) * batch.samples
             lost += ~monitor.accepted * batch.samples
-        for callback in callbacks:
-            callback.after_step()
+        seen += batch.samples
+        if stopped := any([callback.after_step() for callback in callbacks]):
+            break
     if monitor is not None:
         monitor.check()
-    return loss_sum.item() / (task.samples["train"] - int(lost.item()) or math.nan)
+    return loss_sum.item() / (seen - int(lost.item()) or math.nan), seen == task.samples["train"], stopped

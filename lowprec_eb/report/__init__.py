@@ -10,6 +10,7 @@ from rich.text import Text
 
 from energy_models.ledger import totals
 from lowprec_eb.checkpoints import write_text
+from lowprec_eb.report.detector_pictures import detector_curves, replayed_masks
 from lowprec_eb.report.footprint_table import footprint_sentence, footprint_table
 from lowprec_eb.report.pictures import missing_pictures, write_pictures
 from lowprec_eb.report.sentences import sentences
@@ -25,9 +26,11 @@ __all__ = [
     "Spread",
     "build_plan_table",
     "build_tables",
+    "detector_curves",
     "missing_pictures",
     "print_plan",
     "print_report",
+    "replayed_masks",
     "sentences",
     "summarise",
     "to_csv",

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -269,16 +270,7 @@ def mask_distance(comparison: Comparison) -> Figure:
     figure.set_layout_engine("compressed")  # square panels leave gaps otherwise
     panels = figure.subplots(1, len(histories), squeeze=False)[0]
     for axes, history, matrix in zip(panels, histories, distances, strict=True):
-        last = len(matrix) + 0.5
-        image = axes.imshow(
-            matrix,
-            cmap="viridis",
-            vmin=0,
-            vmax=largest,
-            origin="lower",
-            extent=(0.5, last, 0.5, last),
-            interpolation="none",
-        )
+        image = draw_distances(axes, matrix, largest)
         _mark_ticket(axes, history)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(integer=True))
@@ -289,14 +281,33 @@ def mask_distance(comparison: Comparison) -> Figure:
     return figure
 
 
+def draw_distances(axes: Axes, matrix: NDArray[np.float64], largest: float, every: float = 1.0) -> AxesImage:
+    """A matrix of mask distances, its rows ``every`` so many epochs apart, the first after as many."""
+    first, last = every / 2, every * (len(matrix) + 0.5)
+    return axes.imshow(
+        matrix,
+        cmap="viridis",
+        vmin=0,
+        vmax=largest,
+        origin="lower",
+        extent=(first, last, first, last),
+        interpolation="none",
+    )
+
+
+def mark_time(axes: Axes, epoch: float) -> None:
+    """Dashed lines across a matrix of mask distances."""
+    outline = [withStroke(linewidth=3.5, foreground="black")]
+    for line in (axes.axhline, axes.axvline):
+        line(epoch, color="white", linewidth=1.5, linestyle=(0, (4, 3)), path_effects=outline)
+
+
 def _mark_ticket(axes: Axes, history: MaskHistory) -> None:
     epoch = history.ticket_epoch
     title = history.label if epoch is None else f"{history.label} (dashed: ticket drawn after {epoch} epochs)"
     axes.set_title(title, fontsize=11)
     if epoch is not None and epoch <= len(history.masks):
-        outline = [withStroke(linewidth=3.5, foreground="black")]
-        for line in (axes.axhline, axes.axvline):
-            line(epoch, color="white", linewidth=1.5, linestyle=(0, (4, 3)), path_effects=outline)
+        mark_time(axes, epoch)
 
 
 # ---- files -------------------------------------------------------------------------------------------------------

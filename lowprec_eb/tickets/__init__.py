@@ -1,19 +1,27 @@
 """Tickets: drawing a channel subnetwork from a model in training, and cutting the model down to it."""
 
 from lowprec_eb.tickets.compaction import Compaction, compact, plan_compaction
-from lowprec_eb.tickets.early_bird import EarlyBird, TicketSettings
+from lowprec_eb.tickets.detectors import DETECTORS, Detector, TicketSettings
+from lowprec_eb.tickets.early_bird import EarlyBird, EarlyBirds
 from lowprec_eb.tickets.groups import channel_groups
+from lowprec_eb.tickets.history import Replay, ScoreHistory, replay
 from lowprec_eb.tickets.importance import batch_norms, gamma_scores
-from lowprec_eb.tickets.masks import keep_largest, keep_random, keep_uniform, mask_distance
+from lowprec_eb.tickets.masks import NaNScores, keep_largest, keep_random, keep_uniform, mask_distance
 from lowprec_eb.tickets.members import ChannelGroup, ChannelGroups, Member
 from lowprec_eb.tickets.ticket import Ticket, draw_by_gamma
 
 __all__ = [
+    "DETECTORS",
     "ChannelGroup",
     "ChannelGroups",
     "Compaction",
+    "Detector",
     "EarlyBird",
+    "EarlyBirds",
     "Member",
+    "NaNScores",
+    "Replay",
+    "ScoreHistory",
     "Ticket",
     "TicketSettings",
     "batch_norms",
@@ -26,4 +34,5 @@ __all__ = [
     "keep_uniform",
     "mask_distance",
     "plan_compaction",
+    "replay",
 ]

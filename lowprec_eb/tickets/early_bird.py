@@ -1,116 +1,302 @@
-"""The early-bird detector (You et al., "Drawing Early-Bird Tickets", ICLR 2020, algorithm 1)."""
+"""The early-bird search (You et al., "Drawing Early-Bird Tickets", ICLR 2020): when a ticket is drawn."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Any, Literal
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from lowprec_eb.tickets.detectors import DETECTORS, Normalisation, RuleName, TicketSettings, Watch
+from lowprec_eb.tickets.detectors.watch import Candidate
 from lowprec_eb.tickets.importance import gamma_scores
-from lowprec_eb.tickets.masks import Masks, keep_largest, mask_distance
+from lowprec_eb.tickets.masks import Layout, check_scores, flatten, rank
+from lowprec_eb.tickets.members import ChannelGroup
 from lowprec_eb.tickets.ticket import Ticket
 
-Rule = Literal["window", "consecutive"]
+Scores = Mapping[str, Tensor]
+Scorer = Callable[[nn.Module], Scores]
 
 
-@dataclass(frozen=True)
-class TicketSettings:
-    """When a ticket is drawn and how much it drops.
+class _Search:
+    """Scores, their moving average and one watch a ratio."""
 
-    ratio: share of channels to drop. sparsity: s of the gamma penalty s * |gamma| in the training before it.
-    threshold, window, rule: of :class:`EarlyBird`. deadline: the epoch by which a ticket is taken in any case.
-    """
+    def __init__(
+        self,
+        ratios: Sequence[float],
+        threshold: float,
+        window: int,
+        rule: RuleName,
+        groups: Sequence[ChannelGroup] | None,
+        scorer: Scorer | None,
+        normalised: Normalisation | None,
+        score_momentum: float,
+    ) -> None:
+        for ratio in ratios:  # the same checks
+            TicketSettings(
+                ratio=ratio,
+                threshold=threshold,
+                window=window,
+                rule=rule,
+                normalised=normalised,
+                score_momentum=score_momentum,
+            )
+        if groups is not None and scorer is None:
+            raise ValueError("groups need a scorer= that gives the scores of each group by its name")
+        self.threshold, self.window, self.rule, self.normalised = threshold, window, rule, normalised
+        self.groups, self.scorer, self.score_momentum = groups, scorer or gamma_scores, score_momentum
+        self.epoch = 0  # of the last look
+        self.looked = 0  # how often
+        self.scores: Tensor | None = None  # of the last look, on their device (channels,)
+        self.layout: Layout | None = None
+        self._average: Tensor | None = None
+        detector = DETECTORS[rule](window)
+        self._watches = [Watch(ratio, detector, threshold, normalised) for ratio in ratios]
+        self._warn_of_thresholds()
 
-    ratio: float = 0.5
-    sparsity: float = 1e-4
-    threshold: float = 0.1
-    window: int = 5
-    rule: Rule = "window"
-    deadline: int = 10
+    def _warn_of_thresholds(self) -> None:
+        if self.normalised is not None or not DETECTORS[self.rule].uses_masks:
+            return
+        for watch in self._watches:
+            farthest = 2 * min(watch.ratio, 1 - watch.ratio)
+            if farthest <= self.threshold:
+                warnings.warn(
+                    f"two masks of ratio {watch.ratio} differ in at most {farthest:g} of their channels, so a "
+                    f"threshold of {self.threshold:g} says nothing: lower it, or use normalised='layer'",
+                    stacklevel=4,
+                )
 
-    def __post_init__(self) -> None:
-        if not 0 < self.ratio < 1:
-            raise ValueError(f"ratio must be between 0 and 1, got {self.ratio}")
-        if not 0 <= self.sparsity < math.inf:
-            raise ValueError(f"sparsity must be 0 or more and finite, got {self.sparsity}")
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold must be in (0, 1], got {self.threshold}")
-        if self.window < 2:
-            raise ValueError(f"window must be at least 2, got {self.window}")
-        if self.deadline < 1:
-            raise ValueError(f"deadline must be at least 1 epoch, got {self.deadline}")
+    def _look(
+        self, scores: Scores, watches: Sequence[Watch], precision: str | None, epoch: int | None
+    ) -> dict[float, Candidate]:
+        """One look at ``scores``; what fired, by ratio. It waits for the device once."""
+        self._take(scores)
+        self.looked += 1
+        self.epoch = self.looked if epoch is None else epoch
+        assert self._average is not None and self.layout is not None
+        values, order = rank(self._average, self.layout)
+        parts = [watch.compare(order, self.layout) for watch in watches]
+        differ, *numbers = torch.cat([values[:1] > values[-1:], *(t for part in parts for t in part)]).tolist()
+        if not differ:  # a NaN, or an untrained state: there is no largest score, and so no mask to compare
+            check_scores(values)
+            return {}
+        fired = {}
+        for watch, part in zip(watches, parts, strict=True):
+            length = sum(t.numel() for t in part)
+            own, numbers = numbers[:length], numbers[length:]
+            if (candidate := watch.judge(own, self.layout, self.epoch, precision)) is not None:
+                fired[watch.ratio] = candidate
+        return fired
+
+    def _take(self, scores: Scores) -> None:
+        """Into the moving average. Product and sum are rounded one by one, so that every device gives the same."""
+        layout = Layout.of(scores)
+        if layout != self.layout:
+            self._check_layout(layout)
+        self.layout, self.scores = layout, flatten(scores)
+        if self._average is None or not self.score_momentum:
+            self._average = self.scores
+        else:
+            kept = self._average.to(self.scores.device) * self.score_momentum
+            self._average = kept + self.scores * (1 - self.score_momentum)
+
+    def _check_layout(self, layout: Layout) -> None:
+        if self.layout is not None:
+            raise ValueError("these scores are of other layers or widths than those of the looks before")
+        if self.groups is not None:
+            wanted = {group.name: group.channels for group in self.groups}
+            if wanted != dict(zip(layout.names, layout.widths, strict=True)):
+                raise ValueError(f"the scorer gave scores of {list(layout.names)}, and the groups are {list(wanted)}")
+
+    def _ticket(self, candidate: Candidate, ratio: float) -> Ticket:
+        assert self.layout is not None
+        masks = self.layout.split(candidate.mask.cpu())
+        return Ticket(
+            masks,
+            ratio,
+            candidate.epoch,
+            candidate.distances,
+            precision=candidate.precision,
+            groups=self.groups,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed search needs to go on exactly: queues, distances, the moving average, the best so far."""
+        layout = self.layout
+        return {
+            "rule": self.rule,
+            "epoch": self.epoch,
+            "looked": self.looked,
+            "layout": None if layout is None else (layout.names, layout.widths),
+            "average": self._average if self.score_momentum else None,
+            "watches": [watch.state_dict() for watch in self._watches],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` of a search with the same settings gave.
+
+        Raises:
+            ValueError: it is of another rule or of other ratios.
+        """
+        if state["rule"] != self.rule or len(state["watches"]) != len(self._watches):
+            raise ValueError(f"the state of a search with rule {state['rule']!r} and {len(state['watches'])} ratios")
+        self.epoch, self.looked, self._average = state["epoch"], state["looked"], state["average"]
+        self.layout = None if state["layout"] is None else Layout(*state["layout"])
+        for watch, of in zip(self._watches, state["watches"], strict=True):
+            watch.load_state_dict(of)
 
 
-class EarlyBird:
+class EarlyBird(_Search):
     """Watches the channel mask of a model in training and says when it has settled.
 
-    The sources disagree on the rule, so both are here by name:
+    The sources disagree on the rule, so all are here by name, see :mod:`lowprec_eb.tickets.detectors.rules`:
 
     - ``"window"`` (the public code): of the last ``window`` masks, compare the newest with each of the others; a ticket
       when no distance exceeds ``threshold``;
-    - ``"consecutive"`` (the paper): the last ``window`` distances between the masks of consecutive epochs; a ticket
-      when
-      all are below ``threshold``.
+    - ``"consecutive"`` (the paper's algorithm 1): the last ``window`` distances between the masks of consecutive looks;
+      a ticket when all are below ``threshold``;
+    - ``"single"`` (the paper's text): the newest of these distances alone;
+    - ``"pairwise"``: all pairs among the last ``window`` masks; a ticket when no distance exceeds ``threshold``;
+    - ``"epi"`` (Shen et al., CVPR 2022): how much the widths of the layers differ, whichever channels they are. Its
+      distance is 1 - EPI, so its tau of 0.983 is ``threshold=0.017``.
+
+    Thresholds in use: 0.1 (You et al.), and 0.1 for vision and 0.01 for text (Early Transformers, arXiv 2405.02353).
 
     Args:
         ratio: share of channels to drop.
-        groups: None, one group per BatchNorm as in the paper.
+        groups: None, one group per BatchNorm as in the paper; else :func:`channel_groups` of the model, for which
+            ``scorer`` gives scores by group.
+        scorer: model -> scores by layer or group, each (channels,); None: ``|gamma|``.
+        normalised: divide each distance by that of two random masks, so that 1 says "as far as by chance" at every
+            ratio and ``threshold`` is in units of that. ``"layer"``: masks that keep the same number of channels of
+            each layer, the control that a ticket is held against; where some layers keep all or nearly all of theirs it
+            asks for more. ``"global"``: masks of the same ratio, 2 p (1 - p). None: the share of channels that differ.
+        score_momentum: m of a moving average of the scores, average = m * average + (1 - m) * scores, once a look; it
+            begins with the first scores. 0: the newest scores alone. For looks inside an epoch.
+
+    A look at scores that are all equal (an untrained model) is counted, but there is nothing to compare.
     """
 
     def __init__(
-        self, ratio: float, threshold: float = 0.1, window: int = 5, rule: Rule = "window", groups: None = None
+        self,
+        ratio: float,
+        threshold: float = 0.1,
+        window: int = 5,
+        rule: RuleName = "window",
+        groups: Sequence[ChannelGroup] | None = None,
+        *,
+        scorer: Scorer | None = None,
+        normalised: Normalisation | None = None,
+        score_momentum: float = 0.0,
     ) -> None:
-        TicketSettings(ratio=ratio, threshold=threshold, window=window)  # the same checks
-        if rule not in ("window", "consecutive"):
-            raise ValueError(f"unknown rule {rule!r}; 'window' or 'consecutive'")
-        if groups is not None:
-            raise ValueError("groups other than None (one per BatchNorm) are not supported yet")
-        self.ratio, self.threshold, self.window, self.rule = ratio, threshold, window, rule
-        self.epoch = 0
-        self.masks: list[Masks] = []  # the newest last, at most `window`
-        self.consecutive: list[float] = []  # distances of neighbouring epochs, at most `window`
-        self.best: Ticket | None = None  # the most settled mask so far
+        super().__init__((ratio,), threshold, window, rule, groups, scorer, normalised, score_momentum)
+        self.ratio = ratio
 
-    def update(self, model: nn.Module, precision: str | None = None) -> Ticket | None:
-        """Look at the model once an epoch; the ticket if it has appeared. ``precision`` is noted on the ticket."""
-        mask = keep_largest(gamma_scores(model), self.ratio)
-        self.epoch += 1
-        if self.masks:
-            self.consecutive = [*self.consecutive, mask_distance(self.masks[-1], mask)][-self.window :]
-        self.masks = [*self.masks, mask][-self.window :]
-        distances = self.distances()
-        candidate = Ticket(mask, self.ratio, self.epoch, tuple(distances), precision=precision)
-        if self.best is None or self._is_more_settled(candidate, self.best):
-            self.best = candidate
-        return candidate if self._fires(distances) else None
+    def update(self, model: nn.Module, precision: str | None = None, *, epoch: int | None = None) -> Ticket | None:
+        """Look at the model, once an epoch or more often; the ticket if it has appeared.
+
+        ``precision`` is noted on the ticket, and so is ``epoch``, how many epochs have begun (None: one look is one
+        epoch).
+
+        Raises:
+            NaNScores: a score is NaN.
+            ValueError: the scores are of other layers than before, or than the groups.
+        """
+        return self.observe(self.scorer(model), precision, epoch=epoch)
+
+    def observe(self, scores: Scores, precision: str | None = None, *, epoch: int | None = None) -> Ticket | None:
+        """:meth:`update` with the scores themselves."""
+        fired = self._look(scores, self._watches, precision, epoch)
+        return self._ticket(fired[self.ratio], self.ratio) if fired else None
+
+    @property
+    def best(self) -> Ticket | None:
+        """The most settled mask so far; None before the first look with different scores."""
+        best = self._watches[0].best
+        return None if best is None else self._ticket(best, self.ratio)
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The mask of the last look, flat over all layers: bool (channels,), on the scores' device."""
+        return self._watches[0].mask
 
     def distances(self) -> list[float]:
-        """The mask distances that the rule looks at now."""
-        if self.rule == "consecutive":
-            return list(self.consecutive)
-        return [mask_distance(older, self.masks[-1]) for older in self.masks[:-1]]
+        """The distances that the rule looks at now."""
+        return list(self._watches[0].distances())
 
-    def _fires(self, distances: list[float]) -> bool:
-        if self.rule == "consecutive":
-            return len(distances) == self.window and max(distances) < self.threshold
-        return len(distances) == self.window - 1 and max(distances) <= self.threshold
 
-    @staticmethod
-    def _is_more_settled(a: Ticket, b: Ticket) -> bool:
-        """A mask that was compared with more others counts as more settled; then the smaller largest distance."""
-        return (len(a.distances), -max(a.distances, default=1.0)) >= (len(b.distances), -max(b.distances, default=1.0))
+class EarlyBirds(_Search):
+    """:class:`EarlyBird` for several ratios over the same scores: each gets its ticket at its own time.
+
+    ``tickets`` are those drawn so far, by ratio. A ratio that has its ticket is not watched any more.
+    """
+
+    def __init__(
+        self,
+        ratios: Sequence[float],
+        threshold: float = 0.1,
+        window: int = 5,
+        rule: RuleName = "window",
+        groups: Sequence[ChannelGroup] | None = None,
+        *,
+        scorer: Scorer | None = None,
+        normalised: Normalisation | None = None,
+        score_momentum: float = 0.0,
+    ) -> None:
+        if not ratios or len(set(ratios)) < len(ratios):
+            raise ValueError(f"ratios must be one or more, each once, got {tuple(ratios)}")
+        super().__init__(tuple(ratios), threshold, window, rule, groups, scorer, normalised, score_momentum)
+        self.tickets: dict[float, Ticket] = {}
+
+    @classmethod
+    def from_settings(cls, settings: TicketSettings, scorer: Scorer | None = None) -> EarlyBirds:
+        return cls(
+            settings.ratios,
+            settings.threshold,
+            settings.window,
+            settings.rule,
+            scorer=scorer,
+            normalised=settings.normalised,
+            score_momentum=settings.score_momentum,
+        )
+
+    @property
+    def done(self) -> bool:
+        """Whether every ratio has its ticket."""
+        return len(self.tickets) == len(self._watches)
+
+    def update(
+        self, model: nn.Module, precision: str | None = None, *, epoch: int | None = None
+    ) -> dict[float, Ticket]:
+        """Look at the model; the tickets that appeared at this look, by ratio. See :meth:`EarlyBird.update`."""
+        return self.observe(self.scorer(model), precision, epoch=epoch)
+
+    def observe(self, scores: Scores, precision: str | None = None, *, epoch: int | None = None) -> dict[float, Ticket]:
+        """:meth:`update` with the scores themselves."""
+        waiting = [watch for watch in self._watches if watch.ratio not in self.tickets]
+        fired = self._look(scores, waiting, precision, epoch)
+        drawn = {ratio: self._ticket(candidate, ratio) for ratio, candidate in fired.items()}
+        self.tickets |= drawn
+        return drawn
+
+    def distances(self, ratio: float) -> list[float]:
+        """The distances that the rule looks at now, or looked at when the ticket of ``ratio`` was drawn."""
+        return list(self._watch(ratio).distances())
+
+    def best(self, ratio: float) -> Ticket | None:
+        """The most settled mask so far; None before the first look with different scores."""
+        best = self._watch(ratio).best
+        return None if best is None else self._ticket(best, ratio)
+
+    def _watch(self, ratio: float) -> Watch:
+        return next(watch for watch in self._watches if watch.ratio == ratio)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "epoch": self.epoch,
-            "masks": [dict(mask) for mask in self.masks],
-            "consecutive": list(self.consecutive),
-            "best": None if self.best is None else self.best.to_tree(),
-        }
+        tickets = [ticket.to_tree() for ticket in self.tickets.values()]
+        return {**super().state_dict(), "tickets": tickets}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epoch, self.masks = state["epoch"], list(state["masks"])
-        self.consecutive = list(state["consecutive"])
-        self.best = None if state["best"] is None else Ticket.from_tree(state["best"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.tickets = {ticket.ratio: ticket for ticket in map(Ticket.from_tree, state["tickets"])}

@@ -87,6 +87,24 @@ def test_penalty_and_detector_are_charged():
     assert costs("fp32").detect == OpCounts()
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"rule": "consecutive"}, {"mask_distance": 10}),
+        ({"rule": "single"}, {"mask_distance": 10}),
+        ({"rule": "pairwise", "window": 3}, {"mask_distance": 20}),  # the other pair is known from the look before
+        ({"rule": "epi"}, {"mask_widths": 10}),
+        ({"normalised": "layer"}, {"mask_distance": 40, "mask_widths": 10}),
+        ({"normalised": "global"}, {"mask_distance": 40}),
+        ({"score_momentum": 0.9}, {"mask_distance": 40, "score_average": 10}),
+        ({"also": (0.2, 0.7)}, {"mask_distance": 120}),  # one ranking for all ratios
+    ],
+)
+def test_each_detector_is_charged_what_it_compares(options, expected):
+    look = costs("fp32", detector=TicketSettings(**options)).detect
+    assert look.element_ops_by_kind == {"ranking": 10, **expected}
+
+
 def test_the_statistics_pass_of_an_average_is_a_forward_pass_whose_batch_normalisation_looks_at_the_batch():
     model = build_model(VGGSettings(widths=(4, "M", 6)), (1, 8, 8), 10, 0)
     optimizer = lp.LowPrecisionOptimizer(torch.optim.SGD(model.parameters(), 0.1), "fp32")

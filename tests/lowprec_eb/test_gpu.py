@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from energy_models import measure
 from lowprec_eb.compare import run_arm
 from lowprec_eb.formats import NAMED
 from lowprec_eb.recipes import RECIPES
+from lowprec_eb.tickets import EarlyBirds
 
 pytestmark = [
     pytest.mark.gpu,
@@ -125,3 +127,24 @@ def test_the_monitor_skips_a_step_bit_for_bit_and_waits_for_nothing(name):
     assert [event.step for event in monitor.events] == [5]
     for key, value in clean.state_dict().items():
         assert torch.equal(value, model.state_dict()[key]), key
+
+
+def test_a_look_gives_the_masks_of_the_cpu_and_waits_once():
+    """Scores of 53 layers with ties, three ratios, a moving average: one tensor is read."""
+    generator = torch.Generator().manual_seed(0)
+    on_cpu, on_gpu = (EarlyBirds((0.1, 0.5, 0.8), 1e-6, score_momentum=0.7, normalised="layer") for _ in range(2))
+    for number in range(8):
+        scores = {f"layer{i}": (torch.rand(16 + i, generator=generator) * 50).round() for i in range(53)}
+        moved = {name: score.cuda() for name, score in scores.items()}
+        on_cpu.observe(scores)
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as waits:
+                warnings.simplefilter("always")
+                on_gpu.observe(moved)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert number == 0 or len(waits) == 1, [str(wait.message) for wait in waits]
+    for ratio in (0.1, 0.5, 0.8):
+        assert on_gpu.distances(ratio) == on_cpu.distances(ratio)
+        assert lp.mask_distance(on_gpu.best(ratio).masks, on_cpu.best(ratio).masks) == 0

@@ -194,7 +194,7 @@ def feed_all(shown, rule):
         ({"ratio": 0.5, "threshold": 0.0}, "threshold must be in"),
         ({"ratio": 0.5, "window": 1}, "window must be at least 2"),
         ({"ratio": 0.5, "rule": "mean"}, "unknown rule 'mean'"),
-        ({"ratio": 0.5, "groups": ()}, "not supported yet"),
+        ({"ratio": 0.5, "groups": ()}, "groups need a scorer="),
     ],
 )
 def test_bad_detector_settings_are_explained(options, message):
