@@ -145,12 +145,13 @@ def _selections(graph: ChannelGraph, model: nn.Module, removed: NDArray[np.bool_
 
 
 def _head_counts(graph: ChannelGraph, model: nn.Module, removed: NDArray[np.bool_]) -> dict[str, dict[str, int]]:
-    found = {}
-    for name, attributes in graph.head_counts.items():
-        module = model.get_submodule(name)
-        heads = next(np.unique(s.atoms) for s in graph.sites if s.unit == "head" and s.attention == name)
+    found: dict[str, dict[str, int]] = {}
+    for attention, counts in graph.head_counts.items():
+        heads = next(np.unique(site.atoms) for site in graph.sites if site.attention == attention)
         left = int((~removed[heads]).sum())
-        found[name] = {key: getattr(module, key) * left // len(heads) for key in attributes}
+        for name, attribute in counts:
+            number = getattr(model.get_submodule(name), attribute)
+            found.setdefault(name, {})[attribute] = number * left // len(heads)
     return found
 
 

@@ -45,14 +45,14 @@ class Site:
 class ChannelGraph:
     """All sites of a model; atoms are numbered from 0.
 
-    fixed: why an atom cannot be cut, for those that cannot. head_counts: by module that attends, the attributes that
-    count its heads.
+    fixed: why an atom cannot be cut, for those that cannot. head_counts: by module that attends, attributes (module,
+    name) that count its heads.
     """
 
     sites: tuple[Site, ...]
     atoms: int
     fixed: Mapping[int, str]
-    head_counts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    head_counts: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

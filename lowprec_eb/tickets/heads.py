@@ -6,10 +6,11 @@ say which rows make them, and numbers sent through the attention's result say wh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from scipy.sparse.csgraph import connected_components
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from lowprec_eb.tickets.calls import Inputs, call
 
 _FUSED = F.scaled_dot_product_attention
+_WIDTHS = ("attn_dim", "all_head_size", "inner_dim", "split_size")  # of all heads of a module together
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class HeadSite:
     """Rows or columns of a module that attention heads own: position i belongs to head ``heads[i]``.
 
     Query heads that share keys and values count as one head. ``attention`` is the module that attends; it may be
-    ``module`` itself. ``counts``: its attributes that count heads, and scale with what is left.
+    ``module`` itself. ``counts``: attributes (module, name) that count heads, and scale with what is left.
     """
 
     attention: str
@@ -35,7 +37,7 @@ class HeadSite:
     side: Literal["out", "in"]
     tensors: tuple[tuple[str, int], ...]
     heads: tuple[int, ...]
-    counts: tuple[str, ...] = ()
+    counts: tuple[tuple[str, str], ...] = ()
 
 
 def head_sites(model: nn.Module, example_inputs: Inputs) -> list[HeadSite]:
@@ -44,9 +46,12 @@ def head_sites(model: nn.Module, example_inputs: Inputs) -> list[HeadSite]:
     for name, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention) and _is_ordinary(module):
             sites += _of_torch(name, module)
-    for name, asked in _calls(model, example_inputs).items():
-        if len(asked) == 1:
-            sites += _asked(name, model.get_submodule(name), asked[0])
+    calls = _calls(model, example_inputs)
+    often = Counter(frame.name for enclosing in calls for frame in enclosing.frames)
+    for asked in calls:
+        alone = [frame for frame in reversed(asked.frames) if often[frame.name] == 1]
+        found = (_asked(model, frame, asked) for frame in alone)
+        sites += next((of_frame for of_frame in found if of_frame), [])
     return sites
 
 
@@ -83,27 +88,32 @@ def apart() -> Fused:
     return Fused(lambda *args, **kwargs: _FUSED(*args, **kwargs).detach().requires_grad_(True))
 
 
-@dataclass(eq=False)
-class _Call:
-    """What a module that attends was called with, and how many heads it has."""
+class _Frame(NamedTuple):
+    """A module that is running, and what it was called with."""
 
+    name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+
+class _Call(NamedTuple):
+    """One call of torch's fused attention: who is running, the innermost last, and how many heads there are."""
+
+    frames: tuple[_Frame, ...]
     query_heads: int
     key_heads: int
 
 
 @dataclass(eq=False)
 class _Callers:
-    """Which module calls torch's fused attention, while its forward hooks are in place."""
+    """Follows which modules are running, while its hooks are in place."""
 
-    inside: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
-    calls: dict[str, list[_Call]] = field(default_factory=dict)
+    running: list[_Frame] = field(default_factory=list)
+    calls: list[_Call] = field(default_factory=list)
 
     def answer(self, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        name, given, keywords = self.inside[-1]
-        heads = (query.shape[-3], key.shape[-3]) if query.dim() > 3 else (0, 0)
-        self.calls.setdefault(name, []).append(_Call(given, keywords, *heads))
+        if query.dim() > 3 and query.shape[-3] % key.shape[-3] == 0:
+            self.calls.append(_Call(tuple(self.running), query.shape[-3], key.shape[-3]))
         return _FUSED(query, key, *args, **kwargs)
 
     @contextmanager
@@ -112,10 +122,10 @@ class _Callers:
         for name, module in model.named_modules():
 
             def enter(_: Any, args: Any, kwargs: Any, name: str = name) -> None:
-                self.inside.append((name, args, kwargs))
+                self.running.append(_Frame(name, args, kwargs))
 
             handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-            handles.append(module.register_forward_hook(lambda *_: self.inside.pop() and None, always_call=True))
+            handles.append(module.register_forward_hook(lambda *_: self.running.pop() and None, always_call=True))
         try:
             yield
         finally:
@@ -124,37 +134,37 @@ class _Callers:
 
 
 @torch.no_grad()
-def _calls(model: nn.Module, example_inputs: Inputs) -> dict[str, list[_Call]]:
+def _calls(model: nn.Module, example_inputs: Inputs) -> list[_Call]:
     callers = _Callers()
     with callers.following(model), Fused(callers.answer):
         call(model, example_inputs)
     return callers.calls
 
 
-def _asked(name: str, module: nn.Module, asked: _Call) -> list[HeadSite]:
-    """The sites of one attention module; none if its rows or columns are not of one head each."""
+def _asked(model: nn.Module, frame: _Frame, asked: _Call) -> list[HeadSite]:
+    """The sites of attention inside one module; none if its rows or columns are not of one head each."""
+    module, prefix = model.get_submodule(frame.name), f"{frame.name}." if frame.name else ""
     layers = {child: layer for child, layer in module.named_modules() if isinstance(layer, nn.Linear)}
-    rows = _rows(module, layers, asked)
-    if not rows:
-        return []
+    rows = _rows(module, layers, frame, asked) if layers else {}
+    columns = _columns(module, layers, frame, asked) if rows else {}
     units = _shared(asked.query_heads, list(rows.values()))
-    columns = _columns(module, layers, asked)
     owned = {child: _owners(flags, units) for child, flags in rows.items()}
     if len(columns) != 1 or any(of is None for of in owned.values()) or set(columns) & set(owned):
         return []
-    counts = _counts(module, {asked.query_heads, max(units) + 1})
-    prefix = f"{name}." if name else ""
+    heads, width = {asked.query_heads, max(units) + 1}, max(map(len, columns.values()))
+    inside = [name for name, *_ in asked.frames if name.startswith(prefix) or name == frame.name]
+    counts = tuple((name, key) for name in inside for key in _counts(model.get_submodule(name), heads, width))
     sites = []
-    for child, heads in owned.items():
+    for child, of_rows in owned.items():
         tensors = (("weight", 0), *((("bias", 0),) if layers[child].bias is not None else ()))
-        sites.append(HeadSite(name, prefix + child, "out", tensors, tuple(heads or ()), counts))
-    for child, of_heads in columns.items():
-        into = tuple(units[head] for head in of_heads)
-        sites.append(HeadSite(name, prefix + child, "in", (("weight", 1),), into, counts))
+        sites.append(HeadSite(frame.name, prefix + child, "out", tensors, tuple(of_rows or ()), counts))
+    for child, of_columns in columns.items():
+        into = tuple(units[head] for head in of_columns)
+        sites.append(HeadSite(frame.name, prefix + child, "in", (("weight", 1),), into, counts))
     return sites
 
 
-def _rows(module: nn.Module, layers: dict[str, nn.Linear], asked: _Call) -> dict[str, Tensor]:
+def _rows(module: nn.Module, layers: dict[str, nn.Linear], frame: _Frame, asked: _Call) -> dict[str, Tensor]:
     """By layer, which of its rows make a head's query, key and value; bool (heads, rows)."""
     seen: list[tuple[Tensor, ...]] = []
 
@@ -163,9 +173,7 @@ def _rows(module: nn.Module, layers: dict[str, nn.Linear], asked: _Call) -> dict
         return _FUSED(query, key, value, *args, **kwargs)
 
     with torch.enable_grad(), Fused(keep):
-        module(*asked.args, **asked.kwargs)
-    if not asked.query_heads or asked.query_heads % max(1, asked.key_heads):
-        return {}
+        module(*frame.args, **frame.kwargs)
     weights = [layer.weight for layer in layers.values()]
     used: list[list[Tensor]] = [[] for _ in weights]
     for head in range(asked.query_heads):
@@ -194,7 +202,7 @@ def _owners(flags: Tensor, units: Sequence[int]) -> list[int] | None:
     return [units[int(head)] for head in flags.int().argmax(0)]
 
 
-def _columns(module: nn.Module, layers: dict[str, nn.Linear], asked: _Call) -> dict[str, list[int]]:
+def _columns(module: nn.Module, layers: dict[str, nn.Linear], frame: _Frame, asked: _Call) -> dict[str, list[int]]:
     """By layer that reads the attention's result, the head that each of its columns reads."""
     found: dict[str, list[int]] = {}
 
@@ -214,13 +222,17 @@ def _columns(module: nn.Module, layers: dict[str, nn.Linear], asked: _Call) -> d
         for child, layer in layers.items()
     ]
     with torch.no_grad(), Fused(label):
-        module(*asked.args, **asked.kwargs)
+        module(*frame.args, **frame.kwargs)
     for handle in handles:
         handle.remove()
     return found
 
 
-def _counts(module: nn.Module, heads: set[int]) -> tuple[str, ...]:
-    """Attributes that say how many heads there are: whole numbers of that value, named after heads."""
+def _counts(module: nn.Module, heads: set[int], width: int) -> tuple[str, ...]:
+    """Attributes that say how many heads there are, or how wide they are together.
+
+    Whole numbers of that value, named after heads, or with a name that timm, transformers or diffusers give the width.
+    """
     numbers = {key: value for key, value in vars(module).items() if type(value) is int}
-    return tuple(key for key, value in numbers.items() if value in heads and "head" in key and "dim" not in key)
+    counting = (key for key, value in numbers.items() if value in heads and "head" in key and "dim" not in key)
+    return (*counting, *(key for key in _WIDTHS if numbers.get(key) == width))

@@ -99,6 +99,7 @@ def test_a_model_that_torch_pruning_cannot_read_says_so():
 
 
 def test_timm_attention_with_one_projection_for_all():
+    torchvision()
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10).eval()
@@ -111,6 +112,7 @@ def test_timm_attention_with_one_projection_for_all():
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
 def test_transformers(kind):
+    torchvision()  # transformers looks for it
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     sizes = {"vocab_size": 50, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32}
