@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from energy_models import LedgerRow, load_profile
 from lowprec_eb.checkpoints import write_text
@@ -24,7 +23,7 @@ from lowprec_eb.report import Comparison, MaskHistory
 from lowprec_eb.stage_data import StageDiverged
 from lowprec_eb.strict_config import to_plain
 from lowprec_eb.tasks import TaskSettings, VisionTask, make_task
-from lowprec_eb.tickets import batch_norms, keep_largest
+from lowprec_eb.tickets import ScoreHistory, keep_largest
 from lowprec_eb.versions import versions
 
 NOTES = (
@@ -95,8 +94,8 @@ def _task(settings: TaskSettings, device: str) -> VisionTask:
 def _result(lab: Lab, arm: ArmSettings) -> ArmResult:
     outcome = PIPELINES[arm.pipeline](lab, arm)
     stages = [lab.finished[key] for key in outcome.stages]
-    recorded = arm.pipeline == "network_slimming" and len(stages[0].scores) > 0
-    masks = _masks_by_epoch(lab, stages[0].scores) if recorded else None
+    history = stages[0].history if arm.pipeline == "network_slimming" else None
+    masks = None if history is None else _masks_by_epoch(lab, history)
     return ArmResult(outcome, {stage.key: stage.rows for stage in stages}, masks)
 
 
@@ -181,9 +180,8 @@ def _mask_histories(results: Sequence[ArmResult]) -> Iterator[MaskHistory]:
             yield MaskHistory(precision, seed, result.dense_masks, tickets.get((seed, precision)))
 
 
-def _masks_by_epoch(lab: Lab, scores: Tensor) -> NDArray[np.bool_]:
-    """The mask that each epoch's scores (epochs, channels) would give; (epochs, channels)."""
-    norms = batch_norms(lab.initial().model)
-    names, sizes = list(norms), [norm.num_features for norm in norms.values()]
-    masks = [keep_largest(dict(zip(names, row.split(sizes), strict=True)), lab.tickets.ratio) for row in scores]
+def _masks_by_epoch(lab: Lab, history: ScoreHistory) -> NDArray[np.bool_]:
+    """The mask that each epoch's scores would give; (epochs, channels)."""
+    parts = [dict(zip(history.names, row.split(history.widths), strict=True)) for row in history.epoch_scores]
+    masks = [keep_largest(scores, lab.tickets.ratio) for scores in parts]
     return np.stack([torch.cat(list(mask.values())).numpy() for mask in masks])

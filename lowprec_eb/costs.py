@@ -28,7 +28,7 @@ from lowprec_eb.formats import Format
 from lowprec_eb.optim import GROUP_OPTION, LowPrecisionOptimizer
 from lowprec_eb.stability import StabilitySettings
 from lowprec_eb.tasks import Task
-from lowprec_eb.tickets import DETECTORS, TicketSettings, batch_norms
+from lowprec_eb.tickets import DETECTORS, TicketSettings, batch_norms, scoring
 
 Work = Sequence[tuple[OpCounts, int]]  # what was done, and how often
 
@@ -87,7 +87,9 @@ def epoch_costs(
     return EpochCosts(
         train=summed(train, task.batch_sizes("train")),
         train_batch=train,
-        detect=detector_costs(model, detector) if detector is not None else OpCounts(),
+        detect=detector_costs(model, detector, torch.zeros(2, *task.input_shape))
+        if detector is not None
+        else OpCounts(),
         **_evaluation_costs(model, task),
         average=None if average is None else average_costs(average, model, optimizer, task),
     )
@@ -208,15 +210,15 @@ def ranking_costs(channels: int) -> OpCounts:
     return element_ops("ranking", channels, int_add=comparisons, read_bits=32, write_bits=1)
 
 
-def detector_costs(model: nn.Module, settings: TicketSettings) -> OpCounts:
-    """One look of the early-bird detector: the moving average of the scores, one ranking, and for each ratio its mask
+def detector_costs(model: nn.Module, settings: TicketSettings, example_inputs: Tensor | None = None) -> OpCounts:
+    """One look of the early-bird detector: the scores, their moving average, one ranking, and for each ratio its mask
     against the masks that its rule keeps, or its widths where the rule asks for them.
 
-    Reading the scores is charged with the ranking; a scorer that computes more than ``|gamma|`` is not.
+    Reading ``|gamma|`` is charged with the ranking. ``example_inputs`` are needed for other scores than the paper's.
     """
-    channels = sum(norm.num_features for norm in batch_norms(model).values())
+    channels, costs = _scored(model, settings, example_inputs)
+    costs = costs + ranking_costs(channels)
     detector, ratios = DETECTORS[settings.rule](settings.window), len(settings.ratios)
-    costs = ranking_costs(channels)
     if settings.score_momentum:
         costs = costs + element_ops("score_average", channels, fp_mul=2, fp_add=1, read_bits=64, write_bits=32)
     if compared := channels * detector.compared * ratios:
@@ -224,3 +226,16 @@ def detector_costs(model: nn.Module, settings: TicketSettings) -> OpCounts:
     if settings.normalised == "layer" or not detector.uses_masks:
         costs = costs + element_ops("mask_widths", channels * ratios, int_add=1, read_bits=1, write_bits=0)
     return costs
+
+
+def _scored(model: nn.Module, settings: TicketSettings, example_inputs: Tensor | None) -> tuple[int, OpCounts]:
+    """How many channels have a score, and what the scores take beside being read."""
+    if settings.scoring.are_the_papers:
+        return sum(norm.num_features for norm in batch_norms(model).values()), OpCounts()
+    assert example_inputs is not None
+    _, scorer = scoring(model, settings.scoring, example_inputs)
+    channels = sum(scores.numel() for scores in scorer(model).values())
+    if settings.score not in ("l1", "l2"):
+        return channels, OpCounts()
+    weights = sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    return channels, element_ops("score", weights, fp_add=1, fp_mul=int(settings.score == "l2"), read_bits=32)

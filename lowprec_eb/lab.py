@@ -33,13 +33,15 @@ from lowprec_eb.stage_data import Progress, Stage, StagePhase, StageResult, Star
 from lowprec_eb.strict_config import digest
 from lowprec_eb.tasks import Task, TaskSettings
 from lowprec_eb.tickets import (
+    ScoreSettings,
     Ticket,
     TicketSettings,
     batch_norms,
-    draw_by_gamma,
+    keep_largest,
     keep_random,
     keep_uniform,
     plan_compaction,
+    scoring,
 )
 from lowprec_eb.train import TrainSettings
 from lowprec_eb.versions import software_fingerprint
@@ -152,7 +154,7 @@ class Lab(ABC):
 
     @abstractmethod
     def draw(self, dense: StageResult, precision: str) -> Ticket:
-        """The ticket of the channels with the largest ``|gamma|`` at the end of a stage."""
+        """The ticket of the channels with the largest scores at the end of a stage."""
 
     def randomize(self, ticket: Ticket) -> Ticket:
         """A random mask with the widths of ``ticket``."""
@@ -218,6 +220,8 @@ class Lab(ABC):
             sparsity=sparsity,
             detector=self.tickets if detect else None,
             record_every=self.tickets.check_every if sparsity and not detect else None,
+            # A ticket is drawn from these stages alone.
+            scoring=self.tickets.scoring if sparsity or detect else ScoreSettings(),
             profile=f"{self.profile.name}/{digest(self.profile)}",
             device=self.settings.device,
             threads=self.settings.threads,
@@ -248,8 +252,10 @@ class TrainingLab(Lab):
         return run.complete(self.progress)
 
     def draw(self, dense: StageResult, precision: str) -> Ticket:
-        state = dense.state
-        return draw_by_gamma(state.model, self.tickets.ratio, epoch=state.epoch, precision=precision)
+        state, ratio = dense.state, self.tickets.ratio
+        groups, scorer = scoring(state.model, self.tickets.scoring, self.example, self.seed)
+        masks = keep_largest(scorer(state.model), ratio)
+        return Ticket(masks, ratio, state.epoch, precision=precision, groups=groups)
 
 
 class PlanningLab(Lab):
@@ -294,9 +300,10 @@ class PlanningLab(Lab):
         return self._uniform(dense.state.model, dense.state.epoch, precision)
 
     def _uniform(self, model: nn.Module, epoch: int, precision: str) -> Ticket:
-        widths = {name: norm.num_features for name, norm in batch_norms(model).items()}
+        groups, scorer = scoring(model, self.tickets.scoring, self.example, self.seed)
+        widths = {name: scores.numel() for name, scores in scorer(model).items()}
         masks = keep_uniform(widths, self.tickets.ratio)
-        return Ticket(masks, self.tickets.ratio, epoch, precision=precision)
+        return Ticket(masks, self.tickets.ratio, epoch, precision=precision, groups=groups)
 
     def _row(self, stage: str, phase: str, counts: OpCounts) -> LedgerRow:
         key = LedgerKey(run="plan", stage=stage, phase=phase, epoch=0)  # type: ignore[arg-type]

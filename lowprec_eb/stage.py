@@ -84,7 +84,7 @@ class StageRun(Callback):
         self.averaging = stage_average(self.model, stage.training, stage.epochs, precision, task, stage.seed)
         self.monitor = self._monitor(raise_to)
         self.tally = Tally(self._count, self.monitor)
-        self.search = StageSearch(stage, self.model, self.optimizer, sum(task.batch_sizes("train").values()))
+        self.search = StageSearch(stage, self.model, self.optimizer, task)
         self.position = Position(next_epoch=stage.first_epoch)
         self.progress: Progress | None = None
         self.ledger, self.counts = Ledger(folder / LEDGER_FILE), CountStore(folder / COUNTS_FOLDER)

@@ -14,10 +14,11 @@ from lowprec_eb.instability import Instability
 from lowprec_eb.models import ModelSettings
 from lowprec_eb.strict_config import digest
 from lowprec_eb.tasks import TaskSettings
-from lowprec_eb.tickets import ScoreHistory, Ticket, TicketSettings
+from lowprec_eb.tickets import ScoreHistory, ScoreSettings, Ticket, TicketSettings
 from lowprec_eb.train import TrainSettings
 
 StagePhase = Literal["search", "train", "retrain"]
+_PAPERS_SCORING = ScoreSettings()
 LEDGER_FILE, COUNTS_FOLDER = "ledger.jsonl", "counts"  # in a stage's folder; the ledger refers to the counts
 
 
@@ -28,7 +29,7 @@ class Stage:
     ``start`` names the weights it begins with, ``data`` is a hash of the examples (the folder they came from does not
     count), ``profile`` is the hardware profile with a hash of its content, ``software`` that of this package's sources
     and torch's version, ``raise_to`` the precision that an unstable run goes on in. ``record_every``: a stage without a
-    detector records its scores after every so many steps, too.
+    detector records its scores after every so many steps, too. ``scoring``: which scores, of which groups.
     """
 
     task: TaskSettings
@@ -48,6 +49,7 @@ class Stage:
     software: str
     raise_to: str | None = None
     record_every: int | None = None
+    scoring: ScoreSettings = _PAPERS_SCORING
 
     @property
     def key(self) -> str:

@@ -15,7 +15,8 @@ from lowprec_eb.instability import Diverged, Instability
 from lowprec_eb.lowering import raise_
 from lowprec_eb.optim import LowPrecisionOptimizer
 from lowprec_eb.stage_data import Stage, Start
-from lowprec_eb.tickets import EarlyBirds, NaNScores, ScoreHistory, Ticket, gamma_scores
+from lowprec_eb.tasks import Task
+from lowprec_eb.tickets import EarlyBirds, NaNScores, ScoreHistory, Ticket, scoring
 from lowprec_eb.tickets.masks import Layout, flatten
 
 
@@ -25,10 +26,14 @@ class StageSearch:
     Steps are counted from the stage's first epoch, so when it looks does not depend on where a run was resumed.
     """
 
-    def __init__(self, stage: Stage, model: nn.Module, optimizer: LowPrecisionOptimizer, steps_per_epoch: int) -> None:
-        self.stage, self.model, self.optimizer, self.steps_per_epoch = stage, model, optimizer, steps_per_epoch
+    def __init__(self, stage: Stage, model: nn.Module, optimizer: LowPrecisionOptimizer, task: Task) -> None:
+        self.stage, self.model, self.optimizer = stage, model, optimizer
+        self.steps_per_epoch = sum(task.batch_sizes("train").values())
         self.settings = stage.detector
-        self.detector = None if self.settings is None else EarlyBirds.from_settings(self.settings)
+        groups, self.scorer = scoring(model, stage.scoring, torch.zeros(2, *task.input_shape), stage.seed)
+        self.detector = None
+        if self.settings is not None:
+            self.detector = EarlyBirds.from_settings(self.settings, self.scorer, groups)
         self.every = stage.record_every if self.settings is None else self.settings.check_every
         self.looks = 0  # of the detector, in this epoch
         self._epoch, self._step = stage.first_epoch, 0
@@ -75,7 +80,7 @@ class StageSearch:
         return detector.scores
 
     def _scored(self) -> Tensor:
-        return flatten(gamma_scores(self.model))
+        return flatten(self.scorer(self.model))
 
     def _trained(self) -> dict[str, Any]:
         """A copy: training goes on for the other ratios."""
@@ -136,7 +141,7 @@ class StageSearch:
 
     @property
     def history(self) -> ScoreHistory:
-        layout = Layout.of(gamma_scores(self.model))
+        layout = Layout.of(self.scorer(self.model))
         scores = torch.stack(self._scores) if self._scores else torch.empty(0, layout.channels)
         steps, first = tuple(self._steps), self.stage.first_epoch
         return ScoreHistory(layout.names, layout.widths, self.steps_per_epoch, first, steps, scores)

@@ -1,5 +1,6 @@
 """Tickets: drawing a channel subnetwork from a model in training, and cutting the model down to it."""
 
+from lowprec_eb.tickets.budgets import Budget, BudgetError, BudgetSearch, Drawn, draw
 from lowprec_eb.tickets.compaction import Compaction, compact, plan_compaction
 from lowprec_eb.tickets.detectors import DETECTORS, Detector, TicketSettings
 from lowprec_eb.tickets.early_bird import EarlyBird, EarlyBirds
@@ -8,31 +9,45 @@ from lowprec_eb.tickets.history import Replay, ScoreHistory, replay
 from lowprec_eb.tickets.importance import batch_norms, gamma_scores
 from lowprec_eb.tickets.masks import NaNScores, keep_largest, keep_random, keep_uniform, mask_distance
 from lowprec_eb.tickets.members import ChannelGroup, ChannelGroups, Member
+from lowprec_eb.tickets.scores import SCORES, check_scores, scorer
+from lowprec_eb.tickets.score_settings import ScoreSettings, scoring
+from lowprec_eb.tickets.shrinking import macs_per_channel
 from lowprec_eb.tickets.ticket import Ticket, draw_by_gamma
 
 __all__ = [
     "DETECTORS",
+    "SCORES",
+    "Budget",
+    "BudgetError",
+    "BudgetSearch",
     "ChannelGroup",
     "ChannelGroups",
     "Compaction",
     "Detector",
+    "Drawn",
     "EarlyBird",
     "EarlyBirds",
     "Member",
     "NaNScores",
     "Replay",
     "ScoreHistory",
+    "ScoreSettings",
     "Ticket",
     "TicketSettings",
     "batch_norms",
     "channel_groups",
+    "check_scores",
     "compact",
+    "draw",
     "draw_by_gamma",
     "gamma_scores",
     "keep_largest",
     "keep_random",
     "keep_uniform",
+    "macs_per_channel",
     "mask_distance",
     "plan_compaction",
     "replay",
+    "scorer",
+    "scoring",
 ]

@@ -113,7 +113,11 @@ def plan_compaction(model: nn.Module, ticket: Ticket, example_inputs: Inputs) ->
     """
     ticket.check(model)
     graph = channel_graph(model, example_inputs, coupled=ticket.groups is not None)
-    removed = removable(graph, model, ticket, example_inputs)
+    return compaction_of(graph, model, ticket, removable(graph, model, ticket, example_inputs))
+
+
+def compaction_of(graph: ChannelGraph, model: nn.Module, ticket: Ticket, removed: NDArray[np.bool_]) -> Compaction:
+    """The compaction that takes the atoms ``removed`` (atoms,) out of ``model``, whose graph this is."""
     kept: dict[str, dict[int, Tensor]] = {}
     for site in graph.sites:
         survivors = torch.from_numpy(np.flatnonzero(~removed[site.atoms]))

@@ -251,12 +251,15 @@ class EarlyBirds(_Search):
         self.tickets: dict[float, Ticket] = {}
 
     @classmethod
-    def from_settings(cls, settings: TicketSettings, scorer: Scorer | None = None) -> EarlyBirds:
+    def from_settings(
+        cls, settings: TicketSettings, scorer: Scorer | None = None, groups: Sequence[ChannelGroup] | None = None
+    ) -> EarlyBirds:
         return cls(
             settings.ratios,
             settings.threshold,
             settings.window,
             settings.rule,
+            groups,
             scorer=scorer,
             normalised=settings.normalised,
             score_momentum=settings.score_momentum,

@@ -65,3 +65,27 @@ def test_a_saved_config_reads_back(tiny, tmp_path, settings):
     assert isinstance(read, Config)
     assert read == config
     assert read.run_name == config.run_name
+
+
+PRUNING = (
+    ArmSettings("slimming", "network_slimming"),
+    ArmSettings("early bird", "early_bird", precision="bfp8"),
+    ArmSettings("random", "random_ticket"),
+)
+
+
+@pytest.mark.parametrize(("groups", "score"), [("batch_norm", "gamma"), ("coupled", "gamma"), ("coupled", "l1")])
+@pytest.mark.parametrize("name", ["preresnet", "resnet"])
+def test_residual_networks_are_pruned_in_both_manners(tiny, tmp_path, name, groups, score):
+    config = full_alone(tiny, SETTINGS[name])
+    ticket = dataclasses.replace(config.ticket, groups=groups, score=score, rule="single", threshold=0.9)
+    config = dataclasses.replace(config, ticket=ticket, pipelines=PRUNING)
+    planned = {arm.arm: arm for arm in summarise(plan(config))}
+    results = [run_arm(config, tmp_path, 0, arm, Silent()) for arm in config.pipelines]
+    summarise(gather(config, results))
+    for result in results:
+        outcome = result.outcome
+        assert outcome.forward_macs < outcome.dense_forward_macs
+        assert planned[outcome.arm].training_macs > 0
+        again = run_arm(config, tmp_path, 0, next(a for a in PRUNING if a.name == outcome.arm), Silent())
+        assert again.outcome == outcome and again.rows == result.rows

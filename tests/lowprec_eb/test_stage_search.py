@@ -198,7 +198,7 @@ def test_scores_that_are_not_a_number_end_the_stage_as_diverged(tiny, task, tmp_
 
 
 def test_gammas_that_do_not_move_give_no_ticket(tiny, task, tmp_path, monkeypatch):
-    monkeypatch.setattr("lowprec_eb.tickets.early_bird.gamma_scores", lambda model: {"a": torch.ones(4)})
+    monkeypatch.setattr("lowprec_eb.tickets.score_settings.gamma_scores", lambda model: {"a": torch.ones(4)})
     with pytest.raises(ValueError, match="scores of all channels were equal at every look"):
         search(lab(tiny, task, tmp_path, replace(INSIDE, check_every=None)))
 

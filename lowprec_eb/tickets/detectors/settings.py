@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lowprec_eb.tickets.detectors.rules import DETECTORS, RuleName
+from lowprec_eb.tickets.score_settings import Grouping, ScoreSettings, StandingScore
 
 Normalisation = Literal["global", "layer"]
 
@@ -19,7 +20,7 @@ class TicketSettings:
     the search then ends when all have appeared. sparsity: s of the gamma penalty s * |gamma| in the training before it.
     threshold, window, rule, normalised, score_momentum: of :class:`EarlyBird`. check_every: the detector looks after
     every so many steps, counted over the whole search, and may end it inside an epoch; None: after each epoch.
-    deadline: the epoch by which a ticket is taken in any case.
+    deadline: the epoch by which a ticket is taken in any case. groups, score: of :class:`ScoreSettings`.
     """
 
     ratio: float = 0.5
@@ -32,6 +33,8 @@ class TicketSettings:
     check_every: int | None = None
     score_momentum: float = 0.0
     also: tuple[float, ...] = ()
+    groups: Grouping = "batch_norm"
+    score: StandingScore = "gamma"
 
     def __post_init__(self) -> None:
         for ratio in self.ratios:
@@ -60,6 +63,11 @@ class TicketSettings:
             raise ValueError(f"normalised must be 'global', 'layer' or None, got {self.normalised!r}")
         if self.normalised is not None and not DETECTORS[self.rule].uses_masks:
             raise ValueError(f"normalised is for rules that compare masks; {self.rule!r} compares widths: leave it out")
+
+    @property
+    def scoring(self) -> ScoreSettings:
+        """What the ticket is of."""
+        return ScoreSettings(self.groups, self.score)
 
     @property
     def ratios(self) -> tuple[float, ...]:

@@ -1,0 +1,89 @@
+"""The order in which channels are dropped, and the masks after so many of them: protection, least widths, multiples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lowprec_eb.tickets.masks import Masks
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The widths that a group may have, ascending; the last one is its present width."""
+
+    allowed: tuple[int, ...]
+
+    @classmethod
+    def of(cls, width: int, least: int, multiple: int, *, protected: bool = False) -> Widths:
+        """Multiples of ``multiple`` from ``least`` on, and the present ``width``, which always is allowed.
+
+        A group that is narrower than the multiple keeps all: hardware that works in multiples would fill it up again.
+        """
+        below = () if protected else range(multiple, width, multiple)
+        return cls((*(w for w in below if w >= least), width))
+
+    def nearest(self, width: int) -> int:
+        """The allowed width that is nearest; of two, the larger."""
+        return min(self.allowed, key=lambda allowed: (abs(allowed - width), -allowed))
+
+    def below(self, width: int) -> int | None:
+        """The next smaller allowed width."""
+        return max((allowed for allowed in self.allowed if allowed < width), default=None)
+
+
+class Ranking:
+    """Channels in the order in which they are dropped, over all groups together.
+
+    The smallest score goes first; of equal ones, those of later groups, then the higher channel numbers. The best
+    channels of each group, as many as its least allowed width, never go.
+    """
+
+    def __init__(self, scores: Mapping[str, Tensor], widths: Mapping[str, Widths]) -> None:
+        self.names, self.widths = list(widths), widths
+        flat = torch.cat([scores[name].detach().flatten().double() for name in self.names]).cpu().numpy()
+        self.sizes = [scores[name].numel() for name in self.names]
+        ends = np.cumsum(self.sizes).tolist()
+        self._parts = [slice(end - size, end) for size, end in zip(self.sizes, ends, strict=True)]
+        self.scores = [flat[part] for part in self._parts]
+        self._best = [np.argsort(-scores, kind="stable") for scores in self.scores]  # channels, the best one first
+        stays = np.zeros(len(flat), np.bool_)
+        for name, part, best in zip(self.names, self._parts, self._best, strict=True):
+            stays[part.start + best[: widths[name].allowed[0]]] = True
+        order = np.argsort(-flat, kind="stable")[::-1]
+        self._order = order[~stays[order]]
+
+    @property
+    def droppable(self) -> int:
+        """Channels that may go."""
+        return len(self._order)
+
+    def kept(self, dropped: int) -> tuple[int, ...]:
+        """Widths by group after so many channels were dropped, each then rounded to the nearest allowed one."""
+        stays = np.ones(sum(self.sizes), np.bool_)
+        stays[self._order[:dropped]] = False
+        left = [int(stays[part].sum()) for part in self._parts]
+        return tuple(self.widths[name].nearest(width) for name, width in zip(self.names, left, strict=True))
+
+    def masks(self, kept: tuple[int, ...]) -> Masks:
+        """The best channels of each group, as many as ``kept`` says."""
+        found = {}
+        for name, size, best, width in zip(self.names, self.sizes, self._best, kept, strict=True):
+            mask = torch.zeros(size, dtype=torch.bool)
+            mask[torch.from_numpy(best[:width].copy())] = True
+            found[name] = mask
+        return found
+
+    def steps(self, kept: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """The widths with one group made narrower by one step; what loses the least score per channel comes first."""
+        found: list[tuple[float, tuple[int, ...]]] = []
+        for place, width in enumerate(kept):
+            if (narrower := self.widths[self.names[place]].below(width)) is not None:
+                lost: NDArray[np.float64] = self.scores[place][self._best[place][narrower:width]]
+                found.append((float(lost.mean()), (*kept[:place], narrower, *kept[place + 1 :])))
+        return [widths for _, widths in sorted(found)]
