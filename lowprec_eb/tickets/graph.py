@@ -266,7 +266,7 @@ def _join_item(build: _Builder, item: Any, names: dict[Any, str], all_roots: ran
     name = names[target]
     if name in attention:
         return build.fix(roots, f"is read or written by attention ({name})")
-    if _is_depthwise(target):
+    if is_depthwise(target):
         side = "out"
     nodes = build.layer(name, side)
     if nodes is None:
@@ -276,7 +276,7 @@ def _join_item(build: _Builder, item: Any, names: dict[Any, str], all_roots: ran
     return build.join(roots, (nodes[position] for position in item.idxs))
 
 
-def _is_depthwise(module: nn.Module) -> bool:
+def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, CONVOLUTIONS) and module.groups == module.in_channels == module.out_channels > 1
 
 
@@ -297,7 +297,7 @@ def _join_normalisations(build: _Builder) -> None:
 def _join_convolution_groups(build: _Builder) -> None:
     """A grouped convolution can lose whole groups alone: inputs and outputs of one group go together."""
     for name, module in build.modules.items():
-        if not isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)) or module.groups == 1 or _is_depthwise(module):
+        if not isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)) or module.groups == 1 or is_depthwise(module):
             continue
         before, behind = build.known(name, "in"), build.known(name, "out")
         if before is None or behind is None:
