@@ -249,11 +249,14 @@ class BudgetSearch:
         """Make single groups narrower, as long as that does not fall below the budget's tolerance."""
         least = (1 - self.budget.tolerance) * self.target
         while not self._is_met(found.cost):
-            steps = (self._candidate(ranking, kept) for kept in ranking.steps(found.kept))
-            narrower = next((step for step in steps if least <= step.cost < found.cost), None)
-            if narrower is None:
+            before = found
+            for place in ranking.by_loss(found.kept):
+                kept = ranking.narrower(found.kept, place)
+                step = found if kept is None else self._candidate(ranking, kept)
+                if least <= step.cost < found.cost and not self._is_met(found.cost):
+                    found = step
+            if found is before:
                 break
-            found = narrower
         return found
 
     def _why(self, ranking: Ranking, closest: Found) -> str:

@@ -42,6 +42,9 @@ class Shrinking:
         self.observing = False
         self._stays = np.zeros(self.graph.atoms, np.bool_)  # atoms that were dropped and had to stay
         self._sites = {(site.module, site.side, site.tensors): site.atoms for site in self.graph.sites}
+        for group in self.groups or ():
+            for member in group.members:
+                self._atoms(group, member)  # refuses groups of another model
 
     @property
     def widths(self) -> dict[str, int]:
@@ -144,7 +147,7 @@ def foreseen_of_batch_norms(graph: ChannelGraph, model: nn.Module, masks: Masks)
 
 def _writes(module: nn.Module, mask: Tensor | None, width: int) -> NDArray[np.bool_]:
     """Where a layer may write something else than zero to what were zeros without it; shape (width,)."""
-    if is_depthwise(module) and module.bias is None:
+    if is_depthwise(module) and getattr(module, "bias", None) is None:
         return np.zeros(width, np.bool_)
     return np.ones(width, np.bool_) if mask is None else mask.cpu().numpy()
 

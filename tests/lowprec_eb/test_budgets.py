@@ -16,32 +16,37 @@ from lowprec_eb.tickets import Budget, BudgetError, BudgetSearch, draw, keep_lar
 from lowprec_eb.tickets.ranking import Ranking, Widths
 from lowprec_eb.tickets.shrinking import Shrinking, without_values
 
-KINDS = ("channels", "flops", "bit_ops", "parameters", "energy")
 PROFILES = {"energy": "45nm"}
-# What a zoo model is narrow enough to miss by one channel, or keeps in layers of no group, is left out.
+# Others of the zoo are so narrow that one channel is more than the tolerance.
 CASES = [
-    ("vgg16_bn", True, 0.5, 4),
-    ("lenet", True, 0.4, 1),
-    ("resnet18", True, 0.7, 1),
-    ("resnet50", True, 0.5, 4),
-    ("resnet50", False, 0.3, 1),
-    ("preresnet20", True, 0.3, 4),
-    ("preresnet20", False, 0.5, 4),
-    ("mobilenet_v2", True, 0.5, 1),
-    ("mobilenet_v2", False, 0.3, 1),
-    ("mobilenet_v3", False, 0.5, 4),
-    ("densenet", True, 0.3, 1),
-    ("densenet", False, 0.5, 1),
-    ("resnext", True, 0.4, 4),
-    ("unet", True, 0.5, 4),
-    ("vit_multihead", True, 0.2, 1),
+    ("vgg16_bn", True, 0.5, 4, "parameters"),
+    ("vgg16_bn", False, 0.3, 1, "flops"),
+    ("lenet", True, 0.4, 1, "parameters"),
+    ("lenet", True, 0.4, 1, "energy"),
+    ("resnet18", True, 0.7, 1, "energy"),
+    ("resnet18", True, 0.5, 4, "bit_ops"),
+    ("resnet18", False, 0.5, 4, "flops"),
+    ("resnet50", True, 0.5, 4, "parameters"),
+    ("resnet50", False, 0.4, 4, "parameters"),
+    ("preresnet20", True, 0.3, 4, "flops"),
+    ("preresnet20", False, 0.5, 4, "energy"),
+    ("mobilenet_v2", True, 0.5, 1, "bit_ops"),
+    ("mobilenet_v2", False, 0.3, 1, "parameters"),
+    ("mobilenet_v3", True, 0.5, 4, "parameters"),
+    ("mobilenet_v3", False, 0.5, 4, "flops"),
+    ("densenet", True, 0.3, 1, "energy"),
+    ("densenet", False, 0.5, 1, "flops"),
+    ("resnext", True, 0.4, 4, "flops"),
+    ("resnext", False, 0.5, 1, "parameters"),
+    ("unet", True, 0.5, 4, "flops"),
+    ("unet", True, 0.5, 4, "channels"),
+    ("vit_multihead", True, 0.2, 1, "parameters"),
+    ("vit_multihead", True, 0.15, 1, "flops"),
 ]
 
 
 def measured(kind, model, x):
     """Independently of the search: on a real model, with its values."""
-    if kind == "channels":
-        raise AssertionError("channels are counted on the masks")
     if kind == "parameters":
         return sum(p.numel() for p in model.parameters())
     counts = em.count(model, x)
@@ -50,11 +55,8 @@ def measured(kind, model, x):
     return counts.bit_ops if kind == "bit_ops" else 2 * sum(counts.macs.values())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("name", "coupled", "ratio", "multiple"), CASES)
+@pytest.mark.parametrize(("name", "coupled", "ratio", "multiple", "kind"), CASES)
 def test_a_budget_is_met_by_the_compacted_model(name, coupled, ratio, multiple, kind):
-    if (name, kind) == ("vit_multihead", "energy"):
-        ratio = 0.1
     model, x = zoo.build(name)
     groups = lp.channel_groups(model, x) if coupled else None
     budget = Budget(kind, ratio, multiple=multiple, profile=PROFILES.get(kind))
@@ -77,7 +79,7 @@ def test_a_budget_is_met_by_the_compacted_model(name, coupled, ratio, multiple, 
     assert all(torch.equal(value, own[key]) for key, value in small.state_dict().items())
 
 
-@pytest.mark.parametrize("ratio", [0.0, 0.1, 0.33, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize("ratio", [0.0, 0.33, 0.5, 0.9])
 @pytest.mark.parametrize("coupled", [True, False])
 def test_a_ratio_of_channels_is_what_keep_largest_keeps(coupled, ratio):
     model, x = zoo.build("resnet18")
@@ -165,7 +167,7 @@ def test_protected_groups_and_layers_keep_everything():
         (Budget("flops", 0.99), r"1.0% of .* FLOPs of a training step shall be left.*the smallest ticket leaves \d"),
         (Budget("parameters", 0.9, min_width=12), "each group keeps 12 channels, .* Lower the ratio"),
         (Budget("parameters", 0.9, protect=("features*",)), r"features\* protected"),
-        (Budget("flops", 0.517, 1e-5, multiple=8), "8 channels of a group are more than that. Raise the tolerance"),
+        (Budget("flops", 0.317, 1e-5, multiple=8), "8 channels of a group are more than that. Raise the tolerance"),
     ],
 )
 def test_what_cannot_be_met_says_why(budget, message):
@@ -200,7 +202,7 @@ def test_a_model_without_values_is_a_copy_with_the_same_ties():
     assert em.count(bare, x).macs == em.count(model, x).macs
 
 
-@pytest.mark.parametrize("name", ["vgg16_bn", "resnet18", "resnet50", "preresnet29_bottleneck", "mobilenet_v2", "unet"])
+@pytest.mark.parametrize("name", ["resnet18", "preresnet29_bottleneck", "mobilenet_v2", "unet"])
 @pytest.mark.parametrize("coupled", [True, False])
 def test_what_a_ticket_removes_is_foreseen(name, coupled):
     """So that candidates need no look at the model; where that fails the search is slower, not wrong."""
@@ -222,6 +224,7 @@ def widths_and_scores():
     return st.tuples(sizes, st.integers(0, 10**6), st.integers(1, 12), st.sampled_from([1, 2, 8]), st.booleans())
 
 
+@settings(max_examples=40, deadline=None)
 @given(widths_and_scores())
 def test_laws_of_the_ranking(drawn):
     sizes, seed, least, multiple, protect = drawn
