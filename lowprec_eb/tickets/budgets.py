@@ -124,8 +124,8 @@ class BudgetSearch:
     neither is, groups are made narrower one by one, those that lose the smallest scores first.
 
     A candidate's cost is that of the really compacted model, without values; what has been found is kept, so a second
-    draw of similar widths costs little. With ``groups`` None (one per BatchNorm2d) what is removed depends on all masks
-    together, and every candidate is observed on the model: slower by far, see docs/ticket_budgets.md.
+    draw of similar widths costs little. What a candidate removes is foreseen by its groups; the one that is taken is
+    observed on the model, and where that differs the search goes on with what was seen.
 
     Args:
         model: its weights do not matter, its shapes and its precision do.
@@ -166,11 +166,13 @@ class BudgetSearch:
         ranking = Ranking(scores, self.widths)
         while True:
             found = self._search(ranking)
-            masks = ranking.masks(found.kept)
+            masks, foresight = ranking.masks(found.kept), self._shrinking.foresight
             removed = self._shrinking.observe(masks)
             left = self._cost(found.kept, masks, removed)
             if self._is_met(left):
                 break
+            if self._shrinking.foresight == foresight:
+                raise BudgetError(self._why(ranking, found))
         masks = {name: mask.to(scores[name].device) for name, mask in masks.items()}
         share = 1 - sum(found.kept) / sum(ranking.sizes)
         ratio = self.budget.ratio if self.budget.kind == "channels" else share
@@ -207,7 +209,7 @@ class BudgetSearch:
     # ---- search ----
 
     def _search(self, ranking: Ranking) -> Found:
-        """Widths within the budget's tolerance, and their cost."""
+        """Widths within the budget's tolerance, or else the closest."""
         within, beyond = self._crossing(ranking)
         found = [within, beyond]
         if within.cost <= self.target < beyond.cost and not any(self._is_met(one.cost) for one in found):
@@ -215,7 +217,7 @@ class BudgetSearch:
         for one in found:
             if self._is_met(one.cost):
                 return one
-        raise BudgetError(self._why(found))
+        return min(found, key=lambda one: abs(one.cost - self.target))
 
     def _crossing(self, ranking: Ranking) -> tuple[Found, Found]:
         """The widths on either side of the budget: within it, if there are any, and beyond it.
@@ -247,34 +249,34 @@ class BudgetSearch:
         """Make single groups narrower, as long as that does not fall below the budget's tolerance."""
         least = (1 - self.budget.tolerance) * self.target
         while not self._is_met(found.cost):
-            steps = (self._candidate(ranking, kept) for kept in ranking.steps(found.kept))
-            narrower = next((step for step in steps if least <= step.cost < found.cost), None)
-            if narrower is None:
+            before = found
+            for place in ranking.by_loss(found.kept):
+                kept = ranking.narrower(found.kept, place)
+                step = found if kept is None else self._candidate(ranking, kept)
+                if least <= step.cost < found.cost and not self._is_met(found.cost):
+                    found = step
+            if found is before:
                 break
-            found = narrower
         return found
 
-    def _why(self, found: Sequence[Found]) -> str:
+    def _why(self, ranking: Ranking, closest: Found) -> str:
         budget, dense = self.budget, self.dense
-        closest = min((one.cost for one in found), key=lambda cost: abs(cost - self.target))
         wanted = (
             f"no ticket meets the budget: {self.target / dense:.1%} of {dense:.6g} {UNITS[budget.kind]} shall be left, "
             f"give or take {budget.tolerance:.1%} of that"
         )
-        least = [
-            f"each group keeps at least {budget.min_width}" if budget.min_width > 1 else "each group keeps a channel"
-        ]
-        least += [f"{', '.join(budget.protect)} protected"] if budget.protect else []
-        least += [f"widths in multiples of {budget.multiple}"] if budget.multiple > 1 else []
-        if closest > self.target and all(one.cost > self.target for one in found):
-            why = f"the smallest that can be drawn leaves {closest / dense:.1%} ({', '.join(least)}, and layers in no group)"
-            return f"{wanted}; {why}. Ask for less, or let more go"
-        step = (
-            f"one step of a width, {budget.multiple} channels, is more"
-            if budget.multiple > 1
-            else "one channel is more"
+        if closest.cost > self.target and closest.kept == ranking.kept(ranking.droppable):
+            rules = [f"each group keeps {budget.min_width} channel{'s' if budget.min_width > 1 else ''}"]
+            rules += [f"{', '.join(budget.protect)} protected"] if budget.protect else []
+            rules += [f"widths in multiples of {budget.multiple}"] if budget.multiple > 1 else []
+            why = (
+                f"the smallest ticket leaves {closest.cost / dense:.1%} ({', '.join(rules)}, what is in no group stays)"
+            )
+            return f"{wanted}; {why}. Lower the ratio, or free more"
+        step = f"{budget.multiple} channels of a group are" if budget.multiple > 1 else "one channel is"
+        return (
+            f"{wanted}; the closest leaves {closest.cost / dense:.1%}, since {step} more than that. Raise the tolerance"
         )
-        return f"{wanted}; the closest leaves {closest / dense:.1%}, since {step} than that. Take a larger tolerance"
 
 
 def draw(

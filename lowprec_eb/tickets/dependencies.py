@@ -24,6 +24,7 @@ from lowprec_eb.tickets.graph import (
     Builder,
     ChannelGraph,
     Side,
+    is_depthwise,
     layer_tensors,
 )
 from lowprec_eb.tickets.heads import HeadSite, apart, head_sites
@@ -152,7 +153,7 @@ def _join_item(
             build.fix(roots, "is an output of the model")
         return None
     name = names[target]
-    if _is_depthwise(target):
+    if is_depthwise(target):
         side = "out"
     if (name, side) in heads:
         return build.fix(roots, f"reaches {name}, which attention heads own")
@@ -162,10 +163,6 @@ def _join_item(
     if any(position >= len(nodes) for position in item.idxs):
         return build.fix(roots, f"reaches {name} in a way that the dependency graph does not know")
     return build.join(roots, (nodes[position] for position in item.idxs))
-
-
-def _is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, CONVOLUTIONS) and module.groups == module.in_channels == module.out_channels > 1
 
 
 # ---- what the dependency graph leaves open ------------------------------------------------------------------------
@@ -185,7 +182,7 @@ def _join_normalisations(build: Builder) -> None:
 def _join_convolution_groups(build: Builder) -> None:
     """A grouped convolution can lose whole groups alone: inputs and outputs of one group go together."""
     for name, module in build.modules.items():
-        if not isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)) or module.groups == 1 or _is_depthwise(module):
+        if not isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)) or module.groups == 1 or is_depthwise(module):
             continue
         before, behind = build.known(name, "in"), build.known(name, "out")
         if before is None or behind is None:

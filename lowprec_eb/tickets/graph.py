@@ -154,3 +154,7 @@ def _convolution_tensors(module: Any, side: Side) -> tuple[int, Tensors]:
 
 def _present(module: nn.Module, tensors: Tensors) -> Tensors:
     return tuple((name, dim) for name, dim in tensors if getattr(module, name, None) is not None)
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, CONVOLUTIONS) and module.groups == module.in_channels == module.out_channels > 1

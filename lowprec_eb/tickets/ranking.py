@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lowprec_eb.tickets.masks import Masks
@@ -79,11 +78,17 @@ class Ranking:
             found[name] = mask
         return found
 
-    def steps(self, kept: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """The widths with one group made narrower by one step; what loses the least score per channel comes first."""
-        found: list[tuple[float, tuple[int, ...]]] = []
-        for place, width in enumerate(kept):
-            if (narrower := self.widths[self.names[place]].below(width)) is not None:
-                lost: NDArray[np.float64] = self.scores[place][self._best[place][narrower:width]]
-                found.append((float(lost.mean()), (*kept[:place], narrower, *kept[place + 1 :])))
-        return [widths for _, widths in sorted(found)]
+    def narrower(self, kept: tuple[int, ...], place: int) -> tuple[int, ...] | None:
+        """The widths with the group at ``place`` one step narrower, if it can be."""
+        width = self.widths[self.names[place]].below(kept[place])
+        return None if width is None else (*kept[:place], width, *kept[place + 1 :])
+
+    def by_loss(self, kept: tuple[int, ...]) -> list[int]:
+        """The places of groups that can be narrower; that whose next step loses the least score per channel first."""
+        steps = {place: self.narrower(kept, place) for place in range(len(kept))}
+        lost = {
+            place: float(self.scores[place][self._best[place][step[place] : kept[place]]].mean())
+            for place, step in steps.items()
+            if step is not None
+        }
+        return sorted(lost, key=lambda place: lost[place])

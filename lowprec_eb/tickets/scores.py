@@ -49,11 +49,11 @@ class Gamma:
     groups: Groups = None
 
     def __call__(self, model: nn.Module) -> Scores:
-        found = {}
+        found, modules = {}, dict(model.named_modules())
         for group in _groups_of(model, self.groups):
-            shares = []
+            shares: list[Tensor] = []
             for member in group.members:
-                if member.side == "out" and isinstance(model.get_submodule(member.module), BATCH_NORMS):
+                if member.side == "out" and isinstance(modules.get(member.module), BATCH_NORMS):
                     gammas = [p for name, p, _ in _parameters(model, group, member) if name.endswith("weight")]
                     per_channel = len(member.positions) / group.channels
                     shares += [_by_channel(group, member, gamma.detach().abs()) / per_channel for gamma in gammas]
@@ -70,7 +70,8 @@ class PerFlop:
     Ranking by it drops what costs much and matters little first: the greedy solution of the knapsack problem behind a
     FLOPs budget. ``gamma_per_flop`` is that of :class:`Gamma`. The MACs are those of the present widths, see
     :func:`macs_per_channel`, counted at the first call and again when a width has changed. ``example_inputs``: one
-    batch like the training's. Only the order matters, so the MACs are taken relative to their mean over the groups.
+    batch like the training's. Only the order matters, so the MACs are taken relative to their mean over the groups. A
+    channel that saves nothing by itself counts as one MAC, and so is dropped last.
     """
 
     example_inputs: Inputs
@@ -85,7 +86,7 @@ class PerFlop:
             macs = macs_per_channel(model, self.example_inputs, self.groups)
             mean = float(torch.cat(list(macs.values())).mean())
             self._macs.clear()
-            self._macs[key] = {name: (macs[name] / mean).to(scores[name]) for name in scores}
+            self._macs[key] = {name: (macs[name].clamp(min=1) / mean).to(scores[name]) for name in scores}
         return {name: score / self._macs[key][name] for name, score in scores.items()}
 
 
@@ -141,8 +142,8 @@ class Taylor:
     group per BatchNorm, filters and biases besides with coupled groups. Gradients are those that ``backward`` has left
     in ``.grad``. A filter in front of a BatchNorm with batch statistics adds nothing, as its scale is normalised away.
 
-    Source: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, section 3.1: the first-order
-    criterion of a group, with a gate behind the BatchNorm.
+    Source: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, section 3.1: the
+    first-order criterion of a group, with a gate behind the BatchNorm.
 
     Raises:
         ValueError: a parameter has no gradient.
@@ -168,11 +169,12 @@ class GradientFlow:
     g is the gradient of ``loss(model)`` and H its Hessian with respect to all trainable parameters; the sum runs as in
     :class:`Taylor`. Unlike GraSP's, changes in either direction count: training shall go on as it does.
 
-    Source: Rachwan et al., "Winning the Lottery Ahead of Time: Efficient Early Network Pruning" (EarlyCroP), ICML 2022,
-    the criterion of gradient flow preservation ``|theta^T H g|``, on the product of Wang et al., "Picking Winning Tickets
-    Before Training by Preserving Gradient Flow" (GraSP), ICLR 2020. EarlyCroP's public code puts gates on weights and
-    differentiates ``g``'s own gate too, which adds the channel's squared gradient; it is left out here, so that the
-    score is the derivative of the gradient's norm and nothing else.
+    Source: Rachwan et al., "Winning the Lottery Ahead of Time: Efficient Early Network Pruning" (EarlyCroP), ICML 2022:
+    ``|theta^T H g|``, the product of Wang et al., "Picking Winning Tickets Before Training by Preserving Gradient Flow"
+    (GraSP), ICLR 2020, without its sign. EarlyCroP's public code puts gates on weights and takes gradients of the
+    ungated ones, which adds the channel's squared gradient to the product; that is left out here, so that the score is
+    the derivative of the gradient's norm and nothing else. The code is what was read; the paper's section on
+    structured pruning was not.
 
     Args:
         loss: a closure, model -> scalar, over one batch or several; the model's buffers are put back after it.

@@ -15,6 +15,7 @@ import energy_models as em
 from lowprec_eb.tickets.calls import Inputs
 from lowprec_eb.tickets.compaction import Compaction, compaction_of
 from lowprec_eb.tickets.dependencies import channel_graph
+from lowprec_eb.tickets.graph import BATCH_NORMS, ChannelGraph, is_depthwise
 from lowprec_eb.tickets.importance import batch_norms
 from lowprec_eb.tickets.liveness import removable
 from lowprec_eb.tickets.masks import Masks
@@ -27,10 +28,11 @@ Removed = NDArray[np.bool_]  # (atoms,)
 class Shrinking:
     """The compacted models of many tickets of one model, as copies on the meta device.
 
-    Of coupled groups everything that is dropped is taken to be removed, which holds unless a layer makes something of a
-    zero (a sigmoid does). That is found out by :meth:`observe`, the full analysis of :func:`plan_compaction`, once for
-    a ticket that is to be used, and minded from then on. With one group per BatchNorm what is removed depends on all
-    masks together, so each ticket is observed.
+    What a ticket removes is foreseen: of coupled groups everything that is dropped; with one group per BatchNorm what
+    only dropped BatchNorms write, or only they read. That is right unless a layer makes something of a zero (a sigmoid
+    does) or the like. :meth:`observe` finds out on the model, as :func:`plan_compaction` does, for a ticket that is to
+    be used. Of coupled groups, what then had to stay is minded from then on; otherwise ``observing`` is set, and every
+    ticket is observed, which takes longer.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Inputs, groups: Sequence[ChannelGroup] | None) -> None:
@@ -38,8 +40,12 @@ class Shrinking:
         self.groups = None if groups is None else tuple(groups)
         self.graph = channel_graph(model, example_inputs, coupled=groups is not None)
         self.bare = without_values(model)
+        self.observing = False
         self._stays = np.zeros(self.graph.atoms, np.bool_)  # atoms that were dropped and had to stay
         self._sites = {(site.module, site.side, site.tensors): site.atoms for site in self.graph.sites}
+        for group in self.groups or ():
+            for member in group.members:
+                self._atoms(group, member)  # refuses groups of another model
 
     @property
     def widths(self) -> dict[str, int]:
@@ -48,24 +54,41 @@ class Shrinking:
             return {group.name: group.channels for group in self.groups}
         return {name: norm.num_features for name, norm in batch_norms(self.model).items()}
 
+    @property
+    def foresight(self) -> tuple[bool, int]:
+        """Changes when an observation was not foreseen."""
+        return self.observing, int(self._stays.sum())
+
     def removed(self, masks: Masks) -> Removed:
-        """Which atoms go under ``masks``."""
-        if self.groups is None:
+        """Which atoms go under ``masks``, as far as is foreseen, or as observed."""
+        if self.observing:
             return removable(self.graph, self.model, self._ticket(masks), self.example_inputs)
+        foreseen = foreseen_of_batch_norms(self.graph, self.model, masks) if self.groups is None else self._of(masks)
+        return foreseen & ~self._stays
+
+    def observe(self, masks: Masks) -> Removed:
+        """Which atoms really go. What was not foreseen changes what :meth:`removed` says from now on."""
+        found = removable(self.graph, self.model, self._ticket(masks), self.example_inputs)
+        if self.observing:
+            return found
+        foreseen = self.removed(masks)
+        stays = self._stays | (foreseen & ~found)
+        # What BatchNorms free depends on all masks together, and so would an exception.
+        self.observing = not np.array_equal(foreseen, found) and (
+            self.groups is None or np.array_equal(stays, self._stays)
+        )
+        self._stays = stays
+        return found
+
+    def _of(self, masks: Masks) -> Removed:
+        """Everything that coupled groups drop."""
         flags = np.zeros(self.graph.atoms, np.bool_)
-        for group in self.groups:
+        for group in self.groups or ():
             dropped = ~masks[group.name].cpu().numpy()
             for member in group.members:
                 atoms = self._atoms(group, member)
                 flags[atoms[np.asarray(member.positions)[dropped[np.asarray(member.channels)]]]] = True
-        return flags & ~self._stays
-
-    def observe(self, masks: Masks) -> Removed:
-        """Which atoms really go, observed on the model; later calls of :meth:`removed` mind what had to stay."""
-        found = removable(self.graph, self.model, self._ticket(masks), self.example_inputs)
-        if self.groups is not None:
-            self._stays |= self.removed(masks) & ~found
-        return found
+        return flags
 
     def shapes(self, removed: Removed) -> tuple[int, ...]:
         """What decides the shape of every tensor that is left: positions that stay, by site."""
@@ -101,41 +124,80 @@ def without_values(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+def foreseen_of_batch_norms(graph: ChannelGraph, model: nn.Module, masks: Masks) -> Removed:
+    """Atoms that BatchNorms free by dropping channels: only they write them, or only they read them."""
+    modules = dict(model.named_modules())
+    written, nonzero, read, normalised = (np.zeros(graph.atoms, np.bool_) for _ in range(4))
+    behind = {site.module: site.atoms for site in graph.sites if site.side == "out"}
+    norms: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []  # what each reads, what it writes
+    for site in graph.sites:
+        module = modules[site.module]
+        if site.side == "out":
+            written[site.atoms] = True
+            nonzero[site.atoms[_writes(module, masks.get(site.module), len(site.atoms))]] = True
+        elif isinstance(module, BATCH_NORMS):
+            selected = getattr(module, "selected", None)
+            norms.append((site.atoms if selected is None else site.atoms[selected.cpu().numpy()], behind[site.module]))
+            normalised[norms[-1][0]] = True
+        else:
+            read[site.atoms] = True
+    removed = written & (~nonzero | (normalised & ~read))
+    removed[list(graph.fixed)] = False
+    return _settled(graph, removed, norms)
+
+
+def _writes(module: nn.Module, mask: Tensor | None, width: int) -> NDArray[np.bool_]:
+    """Where a layer may write something else than zero to what were zeros without it; shape (width,)."""
+    if is_depthwise(module) and getattr(module, "bias", None) is None:
+        return np.zeros(width, np.bool_)
+    return np.ones(width, np.bool_) if mask is None else mask.cpu().numpy()
+
+
+def _settled(
+    graph: ChannelGraph, removed: Removed, norms: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+) -> Removed:
+    """Without what a BatchNorm still reads, and without emptying a layer."""
+    while True:
+        before = removed.copy()
+        for reads, writes in norms:
+            removed[reads[~removed[writes]]] = False
+        for site in graph.sites:
+            if removed[site.atoms].all():
+                removed[site.atoms[0]] = False
+        if np.array_equal(before, removed):
+            return removed
+
+
 def macs_per_channel(
     model: nn.Module, example_inputs: Inputs, groups: Sequence[ChannelGroup] | None = None
 ) -> dict[str, Tensor]:
     """MACs of a training step that dropping one channel of a group saves, all others kept; by group, (channels,).
 
-    Exact at the present widths: the model is compacted by one channel and counted again, for every kind of channel in
-    a group (those with equally many positions in every member are of a kind). With one group per BatchNorm a layer's
-    first channel stands for all of them. A group of one channel cannot lose it: 1.
+    Exact at the present widths, products inside of attention included: the model is compacted by one channel and
+    counted again, for every kind of channel in a group (those with equally many positions in every member are of a
+    kind). With one group per BatchNorm a layer's first channel stands for all of them.
 
-    Raises:
-        ValueError: dropping a channel of a group saves nothing.
+    0 where nothing can be removed: the only channel of a group, one that a sigmoid makes something of, and with one
+    group per BatchNorm a channel that other BatchNorms are added to (a residual stream behind its normalisations).
     """
     shrinking = Shrinking(model, example_inputs, groups)
     widths = shrinking.widths
     kinds = {name: _kinds(name, width, groups) for name, width in widths.items() if width > 1}
     everything = {name: torch.ones(width, dtype=torch.bool) for name, width in widths.items()}
-    if groups is not None:  # what cannot go stays; one look at all groups shows it
-        probed = {name: [of_kind[0] for of_kind in kinds[name]][: widths[name] - 1] for name in kinds}
-        firsts = {name: mask.clone() for name, mask in everything.items()}
-        for name, channels in probed.items():
-            firsts[name][channels] = False
-        shrinking.observe(firsts)
+    # One look shows what of each kind cannot go, or whether BatchNorms have to be looked at one by one.
+    probe = {name: mask.clone() for name, mask in everything.items()}
+    for name, of_group in kinds.items():
+        probe[name][[of_kind[0] for of_kind in of_group][: widths[name] - 1]] = False
+        if groups is None:
+            probe[name][1:] = torch.arange(1, widths[name]) % 2 == 0
+    shrinking.observe(probe)
     dense = em.count(without_values(model), example_inputs).total_macs
-    found = {name: torch.ones(width, dtype=torch.float64) for name, width in widths.items()}
+    found = {name: torch.zeros(width, dtype=torch.float64) for name, width in widths.items()}
     for name, of_group in kinds.items():
         for channels in of_group:
             masks = {**everything, name: torch.arange(widths[name]) != channels[0]}
             small = shrinking.smaller(masks, shrinking.removed(masks))
-            saved = dense - em.count(small, example_inputs).total_macs
-            if not saved:
-                raise ValueError(
-                    f"group {name!r}: dropping a channel saves no MACs, since others write to it or it cannot be "
-                    "removed; leave the group out, or score by gamma"
-                )
-            found[name][channels] = float(saved)
+            found[name][channels] = float(dense - em.count(small, example_inputs).total_macs)
     return found
 
 
