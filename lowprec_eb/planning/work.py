@@ -17,7 +17,7 @@ from lowprec_eb.named_models import NamedModel, example_inputs, load_model
 from lowprec_eb.planning.settings import PlanSettings, PlanTicket
 from lowprec_eb.planning.walk import Width
 from lowprec_eb.step_counts import Step
-from lowprec_eb.tickets import Ticket, TicketSettings, batch_norms, keep_uniform, plan_compaction
+from lowprec_eb.tickets import Shrinking, TicketSettings, batch_norms, keep_uniform
 
 
 class ModelWork:
@@ -109,8 +109,8 @@ class ModelWork:
             module = self._dense.module
             widths = {name: norm.num_features for name, norm in batch_norms(module).items()}
             masks = keep_uniform(widths, ticket.ratio)
-            small = plan_compaction(module, Ticket(masks, ticket.ratio, 0, precision="fp32"), self._example())
-            self._small = replace(self._dense, module=small.apply(module))
+            shrinking = Shrinking(module, self._example(), None)  # shapes alone: the model may have no values
+            self._small = replace(self._dense, module=shrinking.smaller(masks, shrinking.removed(masks)))
         return self._small
 
     def _example(self) -> Tensor:

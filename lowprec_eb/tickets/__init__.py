@@ -11,7 +11,7 @@ from lowprec_eb.tickets.masks import NaNScores, keep_largest, keep_random, keep_
 from lowprec_eb.tickets.members import ChannelGroup, ChannelGroups, Member
 from lowprec_eb.tickets.score_settings import ScoreSettings, scoring
 from lowprec_eb.tickets.scores import SCORES, check_scores, scorer
-from lowprec_eb.tickets.shrinking import macs_per_channel
+from lowprec_eb.tickets.shrinking import Shrinking, macs_per_channel
 from lowprec_eb.tickets.ticket import Ticket, draw_by_gamma
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Replay",
     "ScoreHistory",
     "ScoreSettings",
+    "Shrinking",
     "Ticket",
     "TicketSettings",
     "batch_norms",

@@ -109,9 +109,14 @@ def plan_compaction(model: nn.Module, ticket: Ticket, example_inputs: Inputs) ->
     of a wider stream selects it.
 
     Raises:
-        ValueError: the ticket is of another model.
+        ValueError: the ticket is of another model, or the model has no values (it is on the meta device).
     """
     ticket.check(model)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(
+            f"{type(model).__name__} is on the meta device and has no values: what a ticket frees cannot be observed; "
+            "lowprec_eb.tickets.Shrinking foresees it from shapes"
+        )
     graph = channel_graph(model, example_inputs, coupled=ticket.groups is not None)
     return compaction_of(graph, model, ticket, removable(graph, model, ticket, example_inputs))
 

@@ -49,7 +49,7 @@ def select_channels(norm: nn.Module, selected: Tensor, in_channels: int) -> None
         norm.__class__ = plain
     elif not everything:
         norm.__class__ = next(cls for cls in SELECTED if issubclass(cls, plain))
-        norm.register_buffer("selected", selected)
+        norm.register_buffer("selected", selected.to(next(iter(norm.state_dict().values())).device))
         norm.in_channels = in_channels  # type: ignore[assignment]
 
 

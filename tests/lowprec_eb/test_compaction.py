@@ -216,3 +216,11 @@ def test_a_ticket_of_another_model_is_refused():
     wide = lp.Ticket({"features.1": torch.ones(7, dtype=torch.bool)}, 0.5, 0)
     with pytest.raises(ValueError, match="has channels up to number 7, the model's has 6"):
         wide.apply(vgg())
+
+
+def test_a_model_without_values_cannot_be_observed():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    ticket = lp.Ticket({"1": torch.tensor([1, 0, 0, 1]).bool()}, 0.5, 0)
+    with pytest.raises(ValueError, match="Sequential is on the meta device and has no values"):
+        lp.compact(model, ticket, torch.zeros(2, 3, 8, 8, device="meta"))

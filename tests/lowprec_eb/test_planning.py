@@ -17,7 +17,7 @@ from energy_models.footprint import Footprint
 from lowprec_eb import compare
 from lowprec_eb.cli import app
 from lowprec_eb.config import load_config
-from lowprec_eb.models import VGGSettings, build_model
+from lowprec_eb.models import ResNetSettings, VGGSettings, build_model
 from lowprec_eb.planning import PlanArm, PlanSettings, PlanTicket, load_plan, make_plans
 from lowprec_eb.planning import plan as planning
 from lowprec_eb.planning.files import plans_csv, plans_json
@@ -32,6 +32,11 @@ MODEL = "test_planning:digits_vgg"
 
 def digits_vgg():
     return build_model(VGGSettings(widths=(8, "M", 32, 32, "M", 64)), (1, 8, 8), 10, 0)
+
+
+def residual_without_values():
+    with torch.device("meta"):
+        return ResNetSettings(depth=18, stem="small", width=8).module((1, 8, 8), 10)
 
 
 def tokens_model():
@@ -174,6 +179,14 @@ def test_scaled_widths_are_near_the_compacted_ones():
 
 
 # ---- time, CO2e, cost --------------------------------------------------------------------------------------------
+
+
+def test_a_network_without_values_is_cut_by_its_shapes():
+    """Published models are planned on the meta device: nothing of a ticket can be observed there."""
+    arms = (PlanArm("full"), PlanArm("eb", "early_bird"))
+    (plan,) = make_plans(replace(settings(*arms, ticket=TICKET), model="test_planning:residual_without_values"))
+    full, early = plan.arms
+    assert early.macs < full.macs
 
 
 def test_a_rate_gives_the_time_of_dense_training_and_of_less_work_in_proportion():
