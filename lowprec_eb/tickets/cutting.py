@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lowprec_eb.layers import LoweredModule, lowered_class
 from lowprec_eb.lowering import raise_
 from lowprec_eb.scope import Scope
-from lowprec_eb.tickets.narrow import narrow_attention, select_channels
+from lowprec_eb.tickets.narrow import narrow_attention, select_channels, without_nested_tensors
 
 
 class Selection(NamedTuple):
@@ -37,6 +37,7 @@ def cut_model(model: nn.Module, select: Callable[[str, Tensor], Tensor], selecti
             setattr(module, key, select(prefix + key, buffer).clone())
     for name, module in model.named_modules():
         _refresh_sizes(module, selections.get(name))
+    without_nested_tensors(model)
     for name, scope in scopes.items():
         _lower_again(model.get_submodule(name), scope)
 

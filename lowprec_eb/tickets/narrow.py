@@ -124,3 +124,12 @@ def narrow_attention(attention: nn.MultiheadAttention) -> None:
     # torch's fused encoder layer reads these tensors itself, and only where this says that they are as it knows them.
     attention._qkv_same_embed_dim = False
     attention.__class__ = NarrowMultiheadAttention
+
+
+def without_nested_tensors(model: nn.Module) -> None:
+    """Keep torch's encoder from handing nested tensors, which its own attention alone reads, to narrow attention."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and any(
+            isinstance(layer, NarrowMultiheadAttention) for layer in module.modules()
+        ):
+            module.use_nested_tensor = False

@@ -131,6 +131,63 @@ def test_a_selecting_model_exports():
     assert torch.allclose(small(inputs), torch.export.export(small, (inputs,)).module()(inputs), atol=1e-5)
 
 
+class Encoder(nn.Module):
+    def __init__(self, batch_first):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=batch_first, dropout=0.0)
+        self.embed, self.layers, self.out = nn.Linear(8, 16), nn.TransformerEncoder(layer, 2), nn.Linear(16, 3)
+
+    def forward(self, x, padding=None, mask=None):
+        return self.out(self.layers(self.embed(x), mask=mask, src_key_padding_mask=padding))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("masked", ["nothing", "padding", "later"])
+@pytest.mark.parametrize("grad", [True, False])
+def test_torchs_own_encoder_with_fewer_heads(batch_first, masked, grad):
+    """Its fast paths, which it takes without gradients, read tensors of attention that are others now."""
+    torch.manual_seed(0)
+    model, x = Encoder(batch_first).eval(), torch.randn(3, 5, 8)
+    inputs = x if batch_first else x.transpose(0, 1)
+    ticket = random_ticket(channel_groups(model, inputs), True)
+    small = lp.compact(model, ticket, inputs)
+    assert {layer.self_attn.num_heads for layer in small.layers.layers} != {4}
+    ticket.apply(model)
+    options, seen = {}, torch.ones(3, 5, dtype=torch.bool)
+    if masked == "padding":
+        seen[0, 3:] = False  # what comes out there is torch's affair, and differs between its paths
+        options["padding"] = ~seen
+    elif masked == "later":
+        options["mask"] = nn.Transformer.generate_square_subsequent_mask(5)
+    with torch.set_grad_enabled(grad):
+        wanted, got = model(inputs, **options), small(inputs, **options)
+    if not batch_first:
+        wanted, got = wanted.transpose(0, 1), got.transpose(0, 1)
+    assert torch.allclose(wanted[seen], got[seen], rtol=1e-5, atol=1e-5)
+
+
+def test_narrow_attention_gives_its_weights():
+    model = nn.MultiheadAttention(16, 4, batch_first=True)
+
+    class Alone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.out = model, nn.Linear(16, 2)
+
+        def forward(self, x):
+            return self.out(self.attention(x, x, x)[0])
+
+    net, x = Alone().eval(), torch.randn(2, 5, 16)
+    (group,) = channel_groups(net, x)
+    ticket = lp.Ticket({group.name: torch.tensor([True, False, True, False])}, 0.5, 0, groups=[group])
+    small = lp.compact(net, ticket, x).attention
+    _, every = model(x, x, x, average_attn_weights=False)
+    out, kept = small(x, x, x, average_attn_weights=False)
+    assert torch.allclose(every[:, [0, 2]], kept, atol=1e-6) and out.shape == (2, 5, 16)
+    assert small(x, x, x, need_weights=False)[1] is None
+    assert torch.allclose(small(x, x, x, need_weights=False)[0], out, atol=1e-6)
+
+
 # ---- training goes on ----------------------------------------------------------------------------------------------
 
 
