@@ -163,7 +163,7 @@ class DrawnTicket:
             of = _listed([f"{name} ({number})" for name, number in self.zeroed.items()])
             yield f"{sum(self.zeroed.values())} dropped channels stay as zeros, since others write or need them: {of}"
         if self.unprunable:
-            yield f"{len(self.unprunable)} layers have channels that cannot be pruned: {_listed(list(self.unprunable))}"
+            yield f"layers with channels that cannot be pruned: {_listed(list(self.unprunable))}"
 
     def __str__(self) -> str:
         """Notes, and the savings without the measurement if that has not been made."""

@@ -45,10 +45,10 @@ class StepTimes:
     def __str__(self) -> str:
         before, after = (1e3 * seconds for seconds in self.median_s)
         where = self.device if self.device != "cpu" else f"cpu, threads: {self.threads}"
-        ratio = self.ratio
+        ratio, rounds = self.ratio, len(self.before_s)
         return (
-            f"step time measured on {where}: {before:.3g} ms before, {after:.3g} ms after, "
-            f"x{ratio.nominal:.3g} (quartiles of {len(self.before_s)} alternating rounds {ratio.low:.3g}-{ratio.high:.3g})"
+            f"step time measured on {where}: {before:.3g} ms before, {after:.3g} ms after, x{ratio.nominal:.3g} "
+            f"(quartiles of {rounds} alternating rounds {ratio.low:.3g}-{ratio.high:.3g})"
         )
 
     def to_tree(self) -> dict[str, Any]:
@@ -63,9 +63,9 @@ class StepTimes:
 def measure_steps(before: nn.Module, after: nn.Module, example_inputs: Inputs, budget_s: float = 4.0) -> StepTimes:
     """Time forward and backward of both on ``example_inputs``, from 5 to 25 rounds within about ``budget_s`` seconds.
 
-    Copies are run, on the device of ``before``; models, gradients, statistics and torch's random state stay as they are.
-    The backward pass starts from the mean square of the outputs; the optimizer's step is not in it. A lowered model is
-    timed with the simulation of its low precision, which says nothing about hardware that has it.
+    Copies are run, on the device of ``before``; models, gradients, statistics and torch's random state stay as they
+    are. The backward pass starts from the mean square of the outputs; the optimizer's step is not in it. A lowered
+    model is timed with the simulation of its low precision, which says nothing about hardware that has it.
     """
     device = next(before.parameters()).device
     devices = [device] if device.type == "cuda" else []
