@@ -76,10 +76,12 @@ def run_search(
     The stage is that of the comparison's early-bird arms in ``precision``: in one ``out`` it is run once for both.
 
     Raises:
-        ValueError: the precision is unknown, or the device is not there.
+        ValueError: the precision is unknown, the seed out of range, or the device is not there.
         StageDiverged: the training went wrong.
     """
     seed = config.seeds[0] if seed is None else seed
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"seed must be a whole number from 0 to 2**31 - 1, got {seed}")
     torch.set_num_threads(config.threads)
     task = replace(load_task(config.task, config.device), seed=seed)
     profile = load_profile(config.profile)
