@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from lowprec_eb.precision import Precision
 from lowprec_eb.recipes import precision as named_precision
 from lowprec_eb.tickets import (
     DETECTORS,
+    Budget,
+    BudgetSearch,
     ChannelGroup,
     ChannelGroups,
     Compaction,
@@ -32,12 +34,15 @@ from lowprec_eb.tickets import (
     channel_groups,
     keep_uniform,
     plan_compaction,
+    scorer,
 )
 from lowprec_eb.tickets.calls import Inputs, call, plain_copy
 from lowprec_eb.tickets.compaction import check_compaction
 from lowprec_eb.tickets.detectors import Normalisation, RuleName
-from lowprec_eb.tickets.early_bird import Scorer
 from lowprec_eb.tickets.graph import BATCH_NORMS
+from lowprec_eb.tickets.masks import Layout
+from lowprec_eb.tickets.score_settings import StandingScore
+from lowprec_eb.tickets.scores import Random, ScoreName, Scorer
 
 Groups = Sequence[ChannelGroup] | Literal["coupled"] | None
 TrainOneEpoch = Callable[..., Any]
@@ -50,7 +55,8 @@ def draw_ticket(
     *,
     ratio: float = 0.5,
     groups: Groups = None,
-    score: Literal["gamma"] | Scorer = "gamma",
+    score: ScoreName | Scorer = "gamma",
+    budget: Budget | None = None,
     rule: RuleName = "window",
     threshold: float = 0.1,
     window: int = 5,
@@ -59,6 +65,7 @@ def draw_ticket(
     max_epochs: int = 20,
     optimizer: Optimizer | None = None,
     sparsity: float = 0.0,
+    loss: Callable[[nn.Module], Tensor] | None = None,
     precision: str | Precision | None = None,
     profile: str | HardwareProfile = "45nm",
 ) -> DrawnTicket:
@@ -72,22 +79,27 @@ def draw_ticket(
         train_one_epoch: called as ``train_one_epoch(model)``, or with ``epoch=`` (0, 1, ...) too if it has a parameter
             of that name. It trains this very model for one epoch; what it returns is not looked at.
         example_inputs: one batch as in training, or the model's positional or keyword arguments. Savings are of it.
-        ratio: the share of channels to drop.
+        ratio: the share of channels to drop; with a ``budget`` only that of the masks which the detector watches.
         groups: None, one per BatchNorm2d as in You et al. 2020; ``"coupled"``, or :func:`lowprec_eb.channel_groups`
             of the model.
-        score: ``"gamma"``, or a function model -> scores by group, each (channels,).
+        score: a name in ``lowprec_eb.tickets.SCORES``, or a function model -> scores by group, each (channels,).
+            ``"taylor"`` reads the gradients that an epoch leaves behind, so the loop must not clear them at its end.
+        budget: the ticket that is taken meets it, drawn from the scores of the look that settled; None: the channels
+            of ``ratio``.
         rule, threshold, window, normalised, score_momentum: of :class:`lowprec_eb.EarlyBird`.
         max_epochs: where no ticket has appeared by then the most settled mask is taken, with a warning.
         optimizer: the one that trains the model. It goes on with the smaller one, in place: parameter groups,
             schedules that hold it, momentum. None: make a new one for the smaller model.
         sparsity: s of the L1 penalty s * |gamma| on BatchNorm scales (Liu et al. 2017), added to the gradients at
             each step of ``optimizer``, which it needs. 0: none.
+        loss: model -> scalar over one batch, which the score ``"gradient_flow"`` needs.
         precision: lower the model to it for the search, and raise it again afterwards, so that both models come back
             plain; a plain optimizer then keeps float32 weights, a :class:`lowprec_eb.LowPrecisionOptimizer` rounds
             them. Energy is modelled in it. None: the model is trained as it is, lowered or not.
         profile: of the hardware whose energy is modelled: a name, a file, or the profile itself.
 
     Raises:
+        BudgetError: no ticket meets the budget; known before the search, but for budgets that only just can be met.
         ValueError: nothing can be pruned; the model does not take ``example_inputs``; a setting is out of range;
             ``train_one_epoch`` takes something else, or has changed no score in an epoch; the optimizer is not of this
             model, or its state cannot be cut.
@@ -106,16 +118,20 @@ def draw_ticket(
         window,
         rule,
         None if groups is None else tuple(found),
-        scorer=None if groups is None and score == "gamma" else _scorer(score),
+        scorer=_scorer(model, score, found, example_inputs, loss),
         normalised=normalised,
         score_momentum=score_momentum,
     )
     trial = _trial(model, found, detector, example_inputs)
-    with _lowered(model, chosen), _penalised(model, optimizer, sparsity):
-        ticket, history = _search(model, loop, detector, trial, optimizer, max_epochs)
-    ticket = replace(ticket, precision=_name(chosen, optimizer))
+    with _lowered(model, chosen):
+        cut = None if budget is None else _reachable(model, budget, example_inputs, detector)
+        with _penalised(model, optimizer, sparsity):
+            ticket, history = _search(model, loop, detector, trial, optimizer, max_epochs)
+    if cut is not None:
+        met = cut.draw(_scores_of(history, ticket.epoch, score_momentum)).ticket
+        ticket = replace(ticket, masks=met.masks, ratio=met.ratio)
     drawn = DrawnTicket.of(
-        ticket,
+        replace(ticket, precision=_name(chosen, optimizer)),
         model,
         example_inputs,
         unprunable=found.unprunable,
@@ -194,10 +210,36 @@ def _trial(model: nn.Module, found: ChannelGroups, detector: EarlyBird, example_
     return plan
 
 
-def _scorer(score: str | Scorer) -> Scorer:
+def _scorer(
+    model: nn.Module,
+    score: ScoreName | Scorer,
+    found: ChannelGroups,
+    example_inputs: Inputs,
+    loss: Callable[[nn.Module], Tensor] | None,
+) -> Scorer:
     if callable(score):
         return score
-    raise ValueError(f"score {score!r} is not known for these groups; give a function, model -> scores by group")
+    named = scorer(score, groups=found, example_inputs=example_inputs, loss=loss)
+    if score == "random":
+        raise ValueError("score 'random' does not depend on training: draw it by lowprec_eb.tickets.draw, without one")
+    if score in get_args(StandingScore):
+        named(model)  # raises what it would raise after an epoch
+    return named
+
+
+def _reachable(model: nn.Module, budget: Budget, example_inputs: Inputs, detector: EarlyBird) -> BudgetSearch:
+    """The search for tickets under ``budget``; raises if none of random scores meets it."""
+    search = BudgetSearch(model, budget, example_inputs, detector.groups)
+    search.draw(Random(groups=detector.groups)(model))
+    return search
+
+
+def _scores_of(history: ScoreHistory, epoch: int, momentum: float) -> dict[str, Tensor]:
+    """By group, the moving average of the scores that a look after ``epoch`` saw."""
+    average = history.scores[0]
+    for scores in history.scores[1:epoch]:
+        average = average * momentum + scores * (1 - momentum)
+    return Layout(history.names, history.widths).split(average)
 
 
 def _name(precision: Precision | None, optimizer: Optimizer | None) -> str | None:

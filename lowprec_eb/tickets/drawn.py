@@ -158,7 +158,7 @@ class DrawnTicket:
             yield f"ticket after {ticket.epoch} epochs, {_distance_text(ticket)}"
         else:
             yield f"no ticket had settled by the last epoch; the most settled mask, of epoch {ticket.epoch}, is taken"
-        yield f"{ticket.channels_kept} of {ticket.channels_total} channels stay (ratio {ticket.ratio:g} to be dropped)"
+        yield f"{ticket.channels_kept} of {ticket.channels_total} channels stay"
         if self.zeroed:
             of = _listed([f"{name} ({number})" for name, number in self.zeroed.items()])
             yield f"{sum(self.zeroed.values())} dropped channels stay as zeros, since others write or need them: {of}"

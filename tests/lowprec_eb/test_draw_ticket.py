@@ -11,7 +11,10 @@ from torch import nn
 import energy_models as em
 import lowprec_eb as lp
 from lowprec_eb.layers import LoweredModule
-from lowprec_eb.tickets import DrawnTicket, NaNScores, keep_uniform
+from lowprec_eb.models import PreResNetSettings, build_model
+from lowprec_eb.tickets import Budget, BudgetError, DrawnTicket, NaNScores, keep_largest, keep_uniform, scorer
+from lowprec_eb.tickets import draw as draw_once
+from lowprec_eb.tickets.masks import Layout
 from lowprec_eb.tickets.savings import Savings
 from lowprec_eb.tickets.step_times import StepTimes, measure_steps
 from lowprec_eb.tickets.widths import layer_widths
@@ -61,6 +64,11 @@ def small_net(seed=0):
     )
     nn.init.uniform_(net[1].weight, 0.2, 1.5)
     return net, torch.randn(6, 1, 8, 8)
+
+
+def residual_net():
+    model = build_model(PreResNetSettings(depth=8, width=8), (3, 16, 16), 5, seed=0)
+    return model, torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 def draw(model, inputs, loop=None, **settings):
@@ -260,6 +268,67 @@ def test_the_penalty_is_added_at_each_step_and_gone_afterwards(wrapped):
     assert torch.allclose(gradients[0.25][0] - gradients[0.0][0], 0.25 * signs, atol=1e-6)
 
 
+# ---- scores and budgets ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("score", ["gamma", "gamma_per_flop", "l1", "l2", "taylor", "gradient_flow"])
+@pytest.mark.parametrize("groups", [None, "coupled"])
+def test_scores_by_name(score, groups):
+    model, inputs = residual_net()
+    loss = {"loss": lambda net: zoo.output_loss(net(inputs))} if score == "gradient_flow" else {}
+    drawn = draw(model, inputs, groups=groups, score=score, **loss)
+    of = lp.channel_groups(model, inputs, coupled=groups is not None)
+    wanted = scorer(score, groups=of, example_inputs=inputs, **loss)(model)
+    kept = keep_largest(wanted, 0.5)
+    assert {name: mask.tolist() for name, mask in drawn.ticket.masks.items()} == {
+        n: m.tolist() for n, m in kept.items()
+    }
+
+
+def test_a_score_that_a_group_cannot_have_is_refused_before_the_search():
+    model, inputs = zoo.build("vgg16_bn")
+    loop = Loop(model, inputs)
+    with pytest.raises(ValueError, match=r"group 'classifier\.0' has no BatchNorm, so no gamma"):
+        draw(model, inputs, loop, groups="coupled")
+    with pytest.raises(ValueError, match="needs loss"):
+        draw(model, inputs, loop, score="gradient_flow")
+    with pytest.raises(ValueError, match="'random' does not depend on training"):
+        draw(model, inputs, loop, score="random")
+    assert loop.epochs == 0
+
+
+@pytest.mark.parametrize(
+    ("groups", "budget"),
+    [
+        ("coupled", Budget("flops", 0.5)),
+        ("coupled", Budget("energy", 0.3, profile="45nm")),
+        (None, Budget("parameters", 0.4)),
+        (None, Budget("channels", 0.3, protect=("layer3*",))),
+    ],
+)
+def test_the_ticket_meets_its_budget(groups, budget):
+    model, inputs = residual_net()
+    drawn = draw(model, inputs, groups=groups, budget=budget, score_momentum=0.5)
+    savings = {row["quantity"].split(",")[0]: row["ratio"] for row in drawn.savings(measure=False).rows()}
+    rows = drawn.group_rows()
+    savings["channels"] = sum(row["after"] for row in rows) / sum(row["before"] for row in rows)
+    found = savings[{"flops": "training FLOPs", "energy": "modelled energy"}.get(budget.kind, budget.kind)]
+    assert found == pytest.approx(1 - budget.ratio, rel=0.021) and drawn.ticket.on_time
+    assert all(row["after"] == row["before"] for row in rows if budget.protect and row["group"].startswith("layer3"))
+    first, second = drawn.history.scores[:2]
+    layout = Layout(drawn.history.names, drawn.history.widths)
+    wanted = draw_once(model, layout.split(0.5 * first + 0.5 * second), budget, inputs, drawn.ticket.groups)
+    assert wanted.ticket.distance(drawn.ticket) == 0
+
+
+def test_a_budget_out_of_reach_is_known_before_the_search():
+    model, inputs = residual_net()
+    loop = Loop(model, inputs)
+    with pytest.raises(BudgetError, match="the smallest ticket leaves"):
+        draw(model, inputs, loop, budget=Budget("flops", 0.9, protect=("layer1*",)), groups="coupled")
+    assert loop.epochs == 0
+
+
 # ---- times -------------------------------------------------------------------------------------------------------
 
 
@@ -337,7 +406,7 @@ def idle(net):
         ({"window": 4}, "max_epochs must be at least 4: rule 'window' with window 4"),
         ({"rule": "epi"}, "max_epochs must be at least 8"),
         ({"groups": "couple"}, "groups must be None, 'coupled'"),
-        ({"score": "gama"}, "score 'gama'"),
+        ({"score": "gama"}, "unknown score 'gama'"),
         ({"sparsity": 0.1}, "give optimizer="),
         ({"sparsity": -0.1, "optimizer": True}, "sparsity must be 0 or more"),
         ({"precision": "bfp9"}, "bfp9"),

@@ -140,13 +140,21 @@ def test_precision_seed_and_settings_make_another_search(config, tmp_path):
     assert "seed 1, ratio 0.6" in result.output and "energies are of bfp8" in result.output
 
 
-def test_a_residual_net_keeps_its_stream(config, tmp_path):
-    model = "model={name: preresnet, depth: 8, width: 4}"
-    result = call("search", config, "--out", tmp_path, "--set", model)
+@pytest.mark.parametrize("groups", ["batch_norm", "coupled"])
+def test_a_residual_stream_narrows_with_coupled_groups_alone(config, tmp_path, groups):
+    settings = ("model={name: preresnet, depth: 8, width: 4}", f"ticket.groups={groups}")
+    result = call("search", config, "--out", tmp_path, *(part for of in settings for part in ("--set", of)))
     assert result.exit_code == 0, result.output
-    rows = {row["layer"]: row for row in csv.DictReader((folder_of(tmp_path) / "widths.csv").open())}
-    assert rows["layer1.0.conv2"]["out_before"] == rows["layer1.0.conv2"]["out_after"] == "4"
-    assert any(int(row["in_after"]) < int(row["in_before"]) for row in rows.values() if row["in_after"])
+    folder = folder_of(tmp_path)
+    rows = {row["layer"]: row for row in csv.DictReader((folder / "widths.csv").open())}
+    stream, first = rows["layer2.0.conv2"], rows["layer2.0.conv1"]
+    assert (int(stream["out_after"]) < int(stream["out_before"])) == (groups == "coupled")
+    assert int(first["out_after"]) < int(first["out_before"])
+    ticket = lp.Ticket.load(folder / "ticket.safetensors")
+    model = build_model(load_config(config, settings).model, (1, 8, 8), 10, seed=5)
+    small = lp.compact(model, ticket, torch.zeros(2, 1, 8, 8))
+    small.load_state_dict(load_file(folder / "model.safetensors"))
+    assert (ticket.groups is None) == (groups == "batch_norm")
 
 
 # ---- kills -------------------------------------------------------------------------------------------------------
