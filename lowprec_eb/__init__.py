@@ -5,6 +5,7 @@
 """
 
 from lowprec_eb.averaging import WeightAverage
+from lowprec_eb.draw import draw_ticket
 from lowprec_eb.formats import (
     BF16,
     FP4_E2M1,
@@ -36,7 +37,18 @@ from lowprec_eb.precision_state import load_precision_state, precision_state, se
 from lowprec_eb.quantize import Quantizer, backend_for, decode, encode, quantize, quantize_
 from lowprec_eb.recipes import precision
 from lowprec_eb.stability import Diverged, Instability, StabilityMonitor, StabilitySettings
-from lowprec_eb.tickets import EarlyBird, Ticket, channel_groups, compact, mask_distance
+from lowprec_eb.tickets import (
+    DrawnTicket,
+    EarlyBird,
+    EarlyBirds,
+    ScoreHistory,
+    Ticket,
+    channel_groups,
+    compact,
+    mask_distance,
+    plan_compaction,
+    replay,
+)
 from lowprec_eb.trace import QuantizationTrace, TracedOperand, trace_quantization
 
 __all__ = [
@@ -59,7 +71,9 @@ __all__ = [
     "TF32",
     "BlockFloat",
     "Diverged",
+    "DrawnTicket",
     "EarlyBird",
+    "EarlyBirds",
     "FixedPoint",
     "Float",
     "Instability",
@@ -72,6 +86,7 @@ __all__ = [
     "Quantizer",
     "Rounded",
     "ScaledFloat",
+    "ScoreHistory",
     "StabilityMonitor",
     "StabilitySettings",
     "Ticket",
@@ -81,15 +96,18 @@ __all__ = [
     "channel_groups",
     "compact",
     "decode",
+    "draw_ticket",
     "encode",
     "load_precision_state",
     "lower",
     "mask_distance",
+    "plan_compaction",
     "precision",
     "precision_state",
     "quantize",
     "quantize_",
     "raise_",
+    "replay",
     "set_bits",
     "trace_quantization",
 ]

@@ -24,7 +24,9 @@ from lowprec_eb.report.format_pictures import write_format_picture
 from lowprec_eb.report.format_tables import print_sheets
 from lowprec_eb.report.saved import save_comparison
 from lowprec_eb.report_command import report
+from lowprec_eb.search_command import search
 from lowprec_eb.terminal import explained, new_console
+from lowprec_eb.ticket_command import app as ticket_app
 from lowprec_eb.workers import compare as run_comparison
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -34,6 +36,8 @@ app.command()(report)
 app.add_typer(ledger_app, name="ledger")
 app.command()(profiles)
 app.command()(estimate)
+app.command()(search)
+app.add_typer(ticket_app, name="ticket")
 
 
 @app.callback()

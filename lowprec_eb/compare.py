@@ -62,7 +62,7 @@ def run_arm(config: Config, out: Path, seed: int, arm: ArmSettings, observer: Co
     An arm that diverges ends with a result too: the others go on.
     """
     torch.set_num_threads(config.threads)
-    task = replace(_task(config.task, config.device), seed=seed)
+    task = replace(load_task(config.task, config.device), seed=seed)
     profile, label = load_profile(config.profile), (seed, arm.name)
     settings, stages, progress = config.lab.of_arm(arm), out / "stages", ArmObserver(observer, label)
     lab = TrainingLab(settings, task, profile, seed, stages, config.run_name, progress)
@@ -77,14 +77,14 @@ def run_arm(config: Config, out: Path, seed: int, arm: ArmSettings, observer: Co
 
 def plan(config: Config) -> Comparison:
     """Predict MACs and modelled energy of every arm for one seed, without training; its accuracies are NaN."""
-    task, profile, seed = _task(config.task, config.device), load_profile(config.profile), config.seeds[0]
+    task, profile, seed = load_task(config.task, config.device), load_profile(config.profile), config.seeds[0]
     with_and_without = {arm.averaging: config.lab.of_arm(arm) for arm in config.pipelines}
     labs = {key: PlanningLab(settings, task, profile, seed) for key, settings in with_and_without.items()}
     return gather(config, [_result(labs[arm.averaging], arm) for arm in config.pipelines])
 
 
 @lru_cache(maxsize=1)
-def _task(settings: TaskSettings, device: str) -> VisionTask:
+def load_task(settings: TaskSettings, device: str) -> VisionTask:
     """The data, read once a process; the arms differ in the order of the batches alone."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: 'cuda' was asked for, and torch sees no GPU here; use --device cpu")
@@ -142,7 +142,7 @@ def gather(config: Config, results: Sequence[ArmResult]) -> Comparison:
         diverged=diverged,
         rows=rows,
         mask_histories=tuple(_mask_histories(results)),
-        splits=_task(config.task, config.device).samples,
+        splits=load_task(config.task, config.device).samples,
         notes=(*NOTES, *_averaged(config, finished), *_uncounted(rows)),
         margin=config.margin,
         footprint=config.footprint,

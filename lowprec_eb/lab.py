@@ -128,13 +128,14 @@ class Lab(ABC):
 
         A stage that another pipeline has run already is not run again.
         """
-        recipe = self._recipe(precision)
+        recipe = self.recipe(precision)
         stage = self._stage(start, phase, recipe, sparsity, detect)
         if stage.key not in self.finished:
             self.finished[stage.key] = self._run(stage, start, recipe)
         return self.finished[stage.key]
 
-    def _recipe(self, name: str) -> Precision:
+    def recipe(self, name: str) -> Precision:
+        """A precision by name: a recipe, or one that the settings define."""
         return named_precision(self.settings.precisions.get(name, name), backend=self.settings.backend)
 
     @property
@@ -147,7 +148,7 @@ class Lab(ABC):
     def _raise_to(self) -> Precision | None:
         """What an unstable stage goes on in, if it does."""
         stability = self.settings.training.stability
-        return None if stability is None or stability.raise_to is None else self._recipe(stability.raise_to)
+        return None if stability is None or stability.raise_to is None else self.recipe(stability.raise_to)
 
     @abstractmethod
     def _run(self, stage: Stage, start: Start, recipe: Precision) -> StageResult: ...

@@ -37,6 +37,45 @@ class ArmObserver:
         self.observer.epoch(self.arm, stage, row, energy_j)
 
 
+def epoch_text(stage: Stage, row: LedgerRow, energy_j: float) -> str:
+    """Where a stage is after the epoch of ``row``."""
+    metrics = row.metrics
+    distance = metrics["mask_distance"]
+    parts = [
+        f"{stage.phase} epoch {row.key.epoch + 1}/{stage.epochs.stop}",
+        f"loss {metrics['loss']:.3f}",
+        f"validation {100 * float(metrics['validation_accuracy'] or 0):.1f} %",
+        *([] if distance is None else [f"mask distance {distance:.3f}"]),
+        f"{energy_j:.3g} J modelled",
+    ]
+    return ", ".join(parts)
+
+
+class StageProgress:
+    """One stage by itself: a bar on a terminal, a line an epoch elsewhere. Satisfies ``lowprec_eb.stage.Progress``."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        self.console = console
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), TextColumn("{task.fields[now]}"))
+        self.bar = Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
+        self.task = self.bar.add_task(name, total=None, now="")
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def epoch(self, stage: Stage, row: LedgerRow, energy_j: float) -> None:
+        now, completed = epoch_text(stage, row, energy_j), row.key.epoch + 1 - stage.epochs.start
+        self.bar.update(self.task, completed=completed, total=len(stage.epochs), now=now)
+        if not self.console.is_terminal:
+            self.console.print(now, highlight=False, markup=False)
+
+
 class CompareProgress:
     """Which arm of which seed runs, with its epoch, loss, accuracy, mask distance and modelled energy so far."""
 
@@ -60,17 +99,9 @@ class CompareProgress:
         self.running[arm] = self.bar.add_task(f"seed {arm[0]}, {arm[1]}", total=None, now="")
 
     def epoch(self, arm: Label, stage: Stage, row: LedgerRow, energy_j: float) -> None:
-        metrics, epochs = row.metrics, stage.epochs
-        distance = metrics["mask_distance"]
-        parts = [
-            f"{stage.phase} epoch {row.key.epoch + 1}/{epochs.stop}",
-            f"loss {metrics['loss']:.3f}",
-            f"validation {100 * float(metrics['validation_accuracy'] or 0):.1f} %",
-            *([] if distance is None else [f"mask distance {distance:.3f}"]),
-            f"{energy_j:.3g} J modelled",
-        ]
-        completed = row.key.epoch + 1 - epochs.start
-        self.bar.update(self.running[arm], completed=completed, total=len(epochs), now=", ".join(parts))
+        completed, epochs = row.key.epoch + 1 - stage.epochs.start, len(stage.epochs)
+        now = epoch_text(stage, row, energy_j)
+        self.bar.update(self.running[arm], completed=completed, total=epochs, now=now)
 
     def end(self, arm: Label, outcome: Outcome | DivergedOutcome) -> None:
         self.done += 1

@@ -31,6 +31,9 @@ _PRESENTATION = (
     "ledger_command.py",
     "progress.py",
     "report_command.py",
+    "search.py",
+    "search_command.py",
+    "ticket_command.py",
     "workers.py",
 )
 

@@ -3,6 +3,7 @@
 from lowprec_eb.tickets.budgets import Budget, BudgetError, BudgetSearch, Drawn, draw
 from lowprec_eb.tickets.compaction import Compaction, compact, plan_compaction
 from lowprec_eb.tickets.detectors import DETECTORS, Detector, TicketSettings
+from lowprec_eb.tickets.drawn import DrawnTicket
 from lowprec_eb.tickets.early_bird import EarlyBird, EarlyBirds
 from lowprec_eb.tickets.groups import channel_groups
 from lowprec_eb.tickets.history import Replay, ScoreHistory, replay
@@ -25,6 +26,7 @@ __all__ = [
     "Compaction",
     "Detector",
     "Drawn",
+    "DrawnTicket",
     "EarlyBird",
     "EarlyBirds",
     "Member",

@@ -82,19 +82,27 @@ class Compaction:
         """
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         targets = dict(small.named_parameters())
-        unknown = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in names]
-        if unknown:
-            shapes = ", ".join(str(tuple(p.shape)) for p in unknown)
-            raise ValueError(f"move_optimizer: {len(unknown)} parameters are not of the given model (shapes {shapes})")
-        state = {
-            parameter: self._cut_entries(entries, names[id(parameter)], parameter)
-            for parameter, entries in optimizer.state.items()
-        }
+        state = self._moved_state(optimizer, names)
         for parameter, entries in state.items():
             del optimizer.state[parameter]
             optimizer.state[targets[names[id(parameter)]]] = entries
         for group in optimizer.param_groups:
             group["params"] = [targets[names[id(parameter)]] for parameter in group["params"]]
+
+    def check_optimizer(self, optimizer: Optimizer, model: nn.Module) -> None:
+        """Raise what :meth:`move_optimizer` would, and move nothing: before a long training, say."""
+        self._moved_state(optimizer, {id(parameter): name for name, parameter in model.named_parameters()})
+
+    def _moved_state(self, optimizer: Optimizer, names: Mapping[int, str]) -> dict[Tensor, dict[str, Any]]:
+        """The optimizer's state, cut, by parameter of the model; ``names`` of its parameters by their identity."""
+        unknown = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in names]
+        if unknown:
+            shapes = ", ".join(str(tuple(p.shape)) for p in unknown)
+            raise ValueError(f"move_optimizer: {len(unknown)} parameters are not of the given model (shapes {shapes})")
+        return {
+            parameter: self._cut_entries(entries, names[id(parameter)], parameter)
+            for parameter, entries in optimizer.state.items()
+        }
 
     def _cut_entries(self, entries: Mapping[str, Any], name: str, parameter: Tensor) -> dict[str, Any]:
         kept = self.kept.get(name, {})
