@@ -13,17 +13,7 @@ from lowprec_eb.tickets import SCORES, check_scores, macs_per_channel, plan_comp
 from lowprec_eb.tickets.scores import Gamma, GradientFlow, PerFlop, Random, Taylor, WeightNorm
 
 # Attention by hand is left out here: whether its heads can be cut is the concern of other tests.
-COUPLED = [
-    "lenet",
-    "resnet18",
-    "preresnet20",
-    "mobilenet_v3",
-    "densenet",
-    "resnext",
-    "unet",
-    "vit_multihead",
-    "two_heads",
-]
+COUPLED = ["lenet", "mobilenet_v3", "resnext", "unet", "vit_multihead"]
 
 
 def net():
@@ -162,7 +152,7 @@ def test_macs_per_channel_are_those_that_a_compaction_saves(name):
         assert int(saved[group.name][-1]) == dense - small > 0
 
 
-@pytest.mark.parametrize("name", ["unet", "resnet18", "mobilenet_v3"])
+@pytest.mark.parametrize("name", ["unet", "mobilenet_v3"])
 def test_macs_per_channel_with_one_group_per_batch_norm(name):
     model, x = zoo.build(name)
     saved = macs_per_channel(model, x)
