@@ -35,6 +35,9 @@ CASES = [
     ("unet", True, 0.5, 4, "flops"),
     ("unet", True, 0.5, 4, "channels"),
     ("vit_multihead", True, 0.2, 1, "parameters"),
+    ("vit_by_hand", True, 0.3, 1, "flops"),
+    ("decoder_tied", True, 0.3, 1, "parameters"),
+    ("decoder_grouped_query", True, 0.2, 1, "parameters"),
 ]
 
 
