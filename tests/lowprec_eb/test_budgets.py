@@ -235,6 +235,8 @@ def test_laws_of_the_ranking(drawn):
     for dropped in range(ranking.droppable + 1):
         kept = ranking.kept(dropped)
         masks = ranking.masks(kept)
+        if multiple == 1:
+            assert sum(kept) == sum(sizes) - dropped
         for (name, mask), width in zip(masks.items(), kept, strict=True):
             assert int(mask.sum()) == width in widths[name].allowed
             assert width >= min(least, len(mask)) and (width % multiple == 0 or width == len(mask))
