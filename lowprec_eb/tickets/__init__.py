@@ -11,7 +11,7 @@ from lowprec_eb.tickets.importance import batch_norms, gamma_scores
 from lowprec_eb.tickets.masks import NaNScores, keep_largest, keep_random, keep_uniform, mask_distance
 from lowprec_eb.tickets.members import ChannelGroup, ChannelGroups, Member
 from lowprec_eb.tickets.score_settings import ScoreSettings, scoring
-from lowprec_eb.tickets.scores import SCORES, check_scores, scorer
+from lowprec_eb.tickets.scores import SCORES, check_finite, scorer
 from lowprec_eb.tickets.shrinking import Shrinking, macs_per_channel
 from lowprec_eb.tickets.ticket import Ticket, draw_by_gamma
 
@@ -39,7 +39,7 @@ __all__ = [
     "TicketSettings",
     "batch_norms",
     "channel_groups",
-    "check_scores",
+    "check_finite",
     "compact",
     "draw",
     "draw_by_gamma",

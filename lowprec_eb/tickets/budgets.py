@@ -20,7 +20,7 @@ from lowprec_eb.tickets.compaction import Compaction
 from lowprec_eb.tickets.masks import Masks
 from lowprec_eb.tickets.members import ChannelGroup
 from lowprec_eb.tickets.ranking import Ranking, Widths
-from lowprec_eb.tickets.scores import check_scores
+from lowprec_eb.tickets.scores import check_finite
 from lowprec_eb.tickets.shrinking import Removed, Shrinking
 from lowprec_eb.tickets.ticket import Ticket
 
@@ -185,7 +185,7 @@ class BudgetSearch:
             other = next(iter(wanted.keys() ^ scores.keys()), None)
             what = f"{other!r} has only one of the two" if other is not None else "widths differ"
             raise ValueError(f"the scores must be of the search's channel groups, each of its width: {what}")
-        check_scores(scores)
+        check_finite(scores)
 
     # ---- cost ----
 

@@ -20,28 +20,24 @@ PROFILES = {"energy": "45nm"}
 # Others of the zoo are so narrow that one channel is more than the tolerance.
 CASES = [
     ("vgg16_bn", True, 0.5, 4, "parameters"),
-    ("vgg16_bn", False, 0.3, 1, "flops"),
-    ("lenet", True, 0.4, 1, "parameters"),
     ("lenet", True, 0.4, 1, "energy"),
-    ("resnet18", True, 0.7, 1, "energy"),
-    ("resnet18", True, 0.5, 4, "bit_ops"),
-    ("resnet18", False, 0.5, 4, "flops"),
+    ("vgg16_bn", True, 0.3, 1, "bit_ops"),
+    ("two_heads", False, 0.5, 1, "flops"),
     ("resnet50", True, 0.5, 4, "parameters"),
     ("resnet50", False, 0.4, 4, "parameters"),
-    ("preresnet20", True, 0.3, 4, "flops"),
-    ("preresnet20", False, 0.5, 4, "energy"),
-    ("mobilenet_v2", True, 0.5, 1, "bit_ops"),
+    ("preresnet20", False, 0.5, 4, "parameters"),
     ("mobilenet_v2", False, 0.3, 1, "parameters"),
     ("mobilenet_v3", True, 0.5, 4, "parameters"),
-    ("mobilenet_v3", False, 0.5, 4, "flops"),
+    ("mobilenet_v3", False, 0.5, 4, "parameters"),
     ("densenet", True, 0.3, 1, "energy"),
-    ("densenet", False, 0.5, 1, "flops"),
     ("resnext", True, 0.4, 4, "flops"),
     ("resnext", False, 0.5, 1, "parameters"),
     ("unet", True, 0.5, 4, "flops"),
     ("unet", True, 0.5, 4, "channels"),
     ("vit_multihead", True, 0.2, 1, "parameters"),
-    ("vit_multihead", True, 0.15, 1, "flops"),
+    ("vit_by_hand", True, 0.3, 1, "flops"),
+    ("decoder_tied", True, 0.3, 1, "parameters"),
+    ("decoder_grouped_query", True, 0.2, 1, "parameters"),
 ]
 
 
@@ -91,7 +87,7 @@ def test_a_ratio_of_channels_is_what_keep_largest_keeps(coupled, ratio):
 
 
 def test_a_second_draw_uses_what_the_first_found():
-    model, x = zoo.build("resnet18")
+    model, x = zoo.build("unet")
     groups = lp.channel_groups(model, x)
     search = BudgetSearch(model, Budget("flops", 0.5), x, groups)
     first = search.draw(scorer("random", groups=groups)(model), epoch=3, precision="bfp8")
@@ -103,7 +99,7 @@ def test_a_second_draw_uses_what_the_first_found():
 
 
 def test_bit_ops_and_energy_are_counted_at_the_precision():
-    model, x = zoo.build("resnet18")
+    model, x = zoo.build("conv1d")
     groups = lp.channel_groups(model, x)
     plain, asked = (BudgetSearch(model, Budget("bit_ops", precision=name), x, groups) for name in (None, "bfp8"))
     lp.lower(model, "bfp8")
@@ -151,7 +147,7 @@ def test_protected_groups_and_layers_keep_everything():
     scores = scorer("random", groups=groups)(model)
     norm = next(name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d))
     for protect in (("classifier*",), (norm, groups[-1].name)):
-        ticket = draw(model, scores, Budget("flops", 0.3, protect=protect), x, groups).ticket
+        ticket = draw(model, scores, Budget("parameters", 0.3, protect=protect), x, groups).ticket
         kept = [name for name, mask in ticket.masks.items() if mask.all()]
         assert groups[-1].name in kept
         assert (groups[0].name in kept) == (norm in protect)
@@ -167,7 +163,10 @@ def test_protected_groups_and_layers_keep_everything():
         (Budget("flops", 0.99), r"1.0% of .* FLOPs of a training step shall be left.*the smallest ticket leaves \d"),
         (Budget("parameters", 0.9, min_width=12), "each group keeps 12 channels, .* Lower the ratio"),
         (Budget("parameters", 0.9, protect=("features*",)), r"features\* protected"),
-        (Budget("flops", 0.317, 1e-5, multiple=8), "8 channels of a group are more than that. Raise the tolerance"),
+        (
+            Budget("parameters", 0.317, 1e-5, multiple=8),
+            "8 channels of a group are more than that. Raise the tolerance",
+        ),
     ],
 )
 def test_what_cannot_be_met_says_why(budget, message):
@@ -202,7 +201,7 @@ def test_a_model_without_values_is_a_copy_with_the_same_ties():
     assert em.count(bare, x).macs == em.count(model, x).macs
 
 
-@pytest.mark.parametrize("name", ["resnet18", "preresnet29_bottleneck", "mobilenet_v2", "unet"])
+@pytest.mark.parametrize("name", ["resnet18", "preresnet20", "mobilenet_v2"])
 @pytest.mark.parametrize("coupled", [True, False])
 def test_what_a_ticket_removes_is_foreseen(name, coupled):
     """So that candidates need no look at the model; where that fails the search is slower, not wrong."""
@@ -236,6 +235,8 @@ def test_laws_of_the_ranking(drawn):
     for dropped in range(ranking.droppable + 1):
         kept = ranking.kept(dropped)
         masks = ranking.masks(kept)
+        if multiple == 1:
+            assert sum(kept) == sum(sizes) - dropped
         for (name, mask), width in zip(masks.items(), kept, strict=True):
             assert int(mask.sum()) == width in widths[name].allowed
             assert width >= min(least, len(mask)) and (width % multiple == 0 or width == len(mask))
@@ -263,7 +264,7 @@ def searched(kind, ratio, seed):
     return SEARCHES[key].draw(scorer("random", groups=groups, seed=seed)(model))
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from([0.0, 0.2, 0.4, 0.6, 0.8]), st.sampled_from([0.0, 0.2, 0.4, 0.6, 0.8]), st.integers(0, 3))
 def test_who_removes_more_keeps_less(one, other, seed):
     less, more = (searched("parameters", ratio, seed) for ratio in sorted((one, other)))

@@ -9,21 +9,10 @@ from torch import nn
 
 import energy_models as em
 import lowprec_eb as lp
-from lowprec_eb.tickets import SCORES, check_scores, macs_per_channel, plan_compaction, scorer
+from lowprec_eb.tickets import SCORES, check_finite, macs_per_channel, plan_compaction, scorer
 from lowprec_eb.tickets.scores import Gamma, GradientFlow, PerFlop, Random, Taylor, WeightNorm
 
-# Attention by hand is left out here: whether its heads can be cut is the concern of other tests.
-COUPLED = [
-    "lenet",
-    "resnet18",
-    "preresnet20",
-    "mobilenet_v3",
-    "densenet",
-    "resnext",
-    "unet",
-    "vit_multihead",
-    "two_heads",
-]
+COUPLED = ["lenet", "mobilenet_v3", "resnext", "unet", "vit_multihead", "vit_by_hand", "decoder_grouped_query"]
 
 
 def net():
@@ -162,7 +151,7 @@ def test_macs_per_channel_are_those_that_a_compaction_saves(name):
         assert int(saved[group.name][-1]) == dense - small > 0
 
 
-@pytest.mark.parametrize("name", ["unet", "resnet18", "mobilenet_v3"])
+@pytest.mark.parametrize("name", ["unet", "mobilenet_v3"])
 def test_macs_per_channel_with_one_group_per_batch_norm(name):
     model, x = zoo.build(name)
     saved = macs_per_channel(model, x)
@@ -197,7 +186,7 @@ def test_what_saves_nothing_is_dropped_last():
     free = [name for name in saved if name not in stuck]
     assert stuck and free
     assert min(scores[name].min() for name in stuck) > max(scores[name].max() for name in free)
-    check_scores(scores)
+    check_finite(scores)
 
 
 def test_random_scores_come_from_their_seed_alone():
@@ -222,7 +211,7 @@ def test_every_score_has_a_name_and_leaves_the_model_alone(name):
     assert {group.name: (group.channels,) for group in groups} == {key: tuple(s.shape) for key, s in scores.items()}
     assert all(not score.requires_grad and (score >= 0).all() for score in scores.values())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    check_scores(scores)
+    check_finite(scores)
 
 
 @pytest.mark.parametrize(
@@ -236,8 +225,8 @@ def test_every_score_has_a_name_and_leaves_the_model_alone(name):
         (lambda m, g: Taylor(g)(m), "'0.weight' has no gradient: run backward"),
         (lambda m, g: Taylor(g)(nn.Linear(2, 2)), "group '0': '0.weight' is not in this model"),
         (lambda m, g: WeightNorm(1, g)(nn.Sequential(nn.Conv2d(3, 2, 3))), "another width"),
-        (lambda m, g: check_scores({"a": torch.ones(2), "b": torch.tensor([1.0, torch.nan])}), "group 'b' .1 of 2"),
-        (lambda m, g: check_scores({"a": torch.tensor([torch.inf])}), "NaN or infinity"),
+        (lambda m, g: check_finite({"a": torch.ones(2), "b": torch.tensor([1.0, torch.nan])}), "group 'b' .1 of 2"),
+        (lambda m, g: check_finite({"a": torch.tensor([torch.inf])}), "NaN or infinity"),
     ],
 )
 def test_errors_say_what_to_do(make, message):
