@@ -8,7 +8,7 @@ import energy_models as em
 import lowprec_eb as lp
 from energy_models.narrowing import narrowed
 from lowprec_eb.models import VGGSettings, build_model
-from lowprec_eb.tickets import Ticket, batch_norms, keep_uniform, plan_compaction
+from lowprec_eb.tickets import Shrinking, batch_norms, keep_uniform
 
 PROFILE = em.load_profile("45nm")
 
@@ -23,8 +23,9 @@ def step(model, images, recipe):
 
 def cut(model, share, images):
     widths = {name: norm.num_features for name, norm in batch_norms(model).items()}
-    ticket = Ticket(keep_uniform(widths, 1 - share), 1 - share, 0, precision="fp32")
-    return plan_compaction(model, ticket, images[:2]).apply(model)
+    masks = keep_uniform(widths, 1 - share)
+    shrinking = Shrinking(model, images[:2], groups=None)
+    return shrinking.smaller(masks, shrinking.removed(masks))
 
 
 @pytest.mark.parametrize("share", [0.3, 0.55, 0.7])
