@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_leaves
 
-from lowprec_eb.tickets.calls import Inputs, call, plain_copy
+from lowprec_eb.tickets.calls import Inputs, call, check_example, plain_copy
 from lowprec_eb.tickets.graph import (
     BATCH_NORMS,
     CONVOLUTIONS,
@@ -43,8 +43,10 @@ def channel_graph(
     whether the channels of one group of a grouped convolution are, which can lose nothing less.
 
     Raises:
+        TypeError, ValueError: see :func:`check_example`.
         ValueError: the dependency graph cannot be built.
     """
+    check_example(model, example_inputs)
     plain = plain_copy(model).requires_grad_(True)  # the graph is read off autograd, which must reach frozen layers too
     modules = dict(plain.named_modules())
     heads = head_sites(plain, example_inputs)

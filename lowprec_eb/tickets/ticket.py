@@ -30,6 +30,9 @@ class Ticket:
         on_time: False when no ticket had appeared by the deadline and this is the best so far.
         precision: name of the precision of the training it was drawn from (None: not said).
         groups: the coupled groups that the masks are of. None: one group per BatchNorm2d, named after it.
+
+    Raises:
+        ValueError: a mask is not bool (channels,), or the masks are not those of ``groups``.
     """
 
     masks: Mapping[str, Tensor]
@@ -41,6 +44,9 @@ class Ticket:
     groups: Sequence[ChannelGroup] | None = None
 
     def __post_init__(self) -> None:
+        for name, mask in self.masks.items():
+            if mask.dtype != torch.bool or mask.dim() != 1:
+                raise ValueError(f"{name}: a mask is bool (channels,), got {mask.dtype} of shape {tuple(mask.shape)}")
         if self.groups is None:
             return
         object.__setattr__(self, "groups", tuple(self.groups))

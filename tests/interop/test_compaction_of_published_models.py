@@ -5,6 +5,7 @@ import io
 
 import pytest
 import torch
+import zoo
 from model_cases import torchvision
 from torch import nn
 
@@ -30,15 +31,6 @@ NETS = {
     "convnext_tiny": (64, False),
     "vit_b_16": (32, False),
 }
-
-
-def random_ticket(groups, coupled):
-    generator = torch.Generator().manual_seed(0)
-    masks = {}
-    for group in groups:
-        masks[group.name] = torch.rand(group.channels, generator=generator) >= 0.5
-        masks[group.name][0] = True
-    return lp.Ticket(masks, 0.5, 0, groups=groups if coupled else None)
 
 
 def build(name):
@@ -76,7 +68,7 @@ def assert_equal_outputs(model, ticket, small, inputs, call=lambda model, x: mod
 )
 def test_torchvision(name, coupled):
     model, x = build(name)
-    ticket = random_ticket(channel_groups(model, x, coupled), coupled)
+    ticket = zoo.random_ticket(channel_groups(model, x, coupled), coupled)
     small = lp.compact(model, ticket, x)
     assert_equal_outputs(model, ticket, small, x)
     assert sum(p.numel() for p in small.parameters()) < 0.85 * sum(p.numel() for p in model.parameters())
@@ -88,7 +80,7 @@ def test_the_published_preresnet_101():
         torch.randn(2, 3, 32, 32),
     )
     for coupled in (True, False):
-        ticket = random_ticket(channel_groups(model, x, coupled), coupled)
+        ticket = zoo.random_ticket(channel_groups(model, x, coupled), coupled)
         assert_equal_outputs(model, ticket, lp.compact(model, ticket, x), x)
 
 
@@ -106,7 +98,7 @@ def test_timm_attention_with_one_projection_for_all():
     x = torch.randn(2, 3, 32, 32)
     groups = channel_groups(model, x)
     assert {group.unit for group in groups} == {"channel", "head"}
-    ticket = random_ticket(groups, True)
+    ticket = zoo.random_ticket(groups, True)
     assert_equal_outputs(model, ticket, lp.compact(model, ticket, x), x)
 
 
@@ -135,7 +127,7 @@ def test_transformers(kind):
         return
     heads = [group for group in groups if group.unit == "head"]
     assert [group.channels for group in heads] == [2 if kind == "llama" else 4] * 2, groups
-    ticket = random_ticket(groups, True)
+    ticket = zoo.random_ticket(groups, True)
     small = lp.compact(model, ticket, inputs)
     assert_equal_outputs(model, ticket, small, inputs, lambda model, x: model(**x).logits)
 
@@ -147,7 +139,7 @@ def test_compacted_models_in_onnx(name, coupled):
         model, x = build_model(PreResNetSettings(depth=20), (3, 32, 32), 10, 0), torch.randn(4, 3, 32, 32)
     else:
         model, x = build(name)
-    small = lp.compact(model, random_ticket(channel_groups(model, x, coupled), coupled), x).eval()
+    small = lp.compact(model, zoo.random_ticket(channel_groups(model, x, coupled), coupled), x).eval()
     file = io.BytesIO()
     torch.onnx.export(small, (x,), file, dynamo=False)  # the newer exporter needs a package of its own
     session = runtime.InferenceSession(file.getvalue())

@@ -17,15 +17,6 @@ NO_BATCH_NORM_2D = {"lenet", "vit_multihead", "vit_by_hand", "decoder_tied", "de
 CASES = [(name, True) for name in zoo.MODELS] + [(name, False) for name in zoo.MODELS if name not in NO_BATCH_NORM_2D]
 
 
-def random_ticket(groups, coupled, share=0.5, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    masks = {}
-    for group in groups:
-        masks[group.name] = torch.rand(group.channels, generator=generator) >= share
-        masks[group.name][int(torch.randint(group.channels, (1,), generator=generator))] = True
-    return lp.Ticket(masks, share, 0, groups=groups if coupled else None)
-
-
 def outputs(model, inputs, training):
     """In training mode dropout is left out: its random numbers would be drawn for other shapes."""
     model.train(training)
@@ -39,7 +30,7 @@ def outputs(model, inputs, training):
 def test_compacted_logits_equal_the_masked_models(name, coupled):
     model, inputs = zoo.build(name, 0)
     groups = channel_groups(model, inputs, coupled)
-    ticket = random_ticket(groups, coupled)
+    ticket = zoo.random_ticket(groups, coupled)
     before = copy.deepcopy(model.state_dict())
     small = lp.compact(model, ticket, inputs)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
@@ -56,7 +47,7 @@ def test_compacted_logits_equal_the_masked_models(name, coupled):
 def test_with_coupled_groups_all_that_is_dropped_is_removed(name):
     model, inputs = zoo.build(name, 0)
     groups = channel_groups(model, inputs)
-    plan = plan_compaction(model, random_ticket(groups, True), inputs)
+    plan = plan_compaction(model, zoo.random_ticket(groups, True), inputs)
     if name == "sigmoid":  # what is dropped is 0.5 where it is read
         assert sum(plan.zeroed.values()) > 0
         return
@@ -85,7 +76,7 @@ def test_a_pre_activation_net_keeps_its_stream_in_the_papers_manner_and_narrows_
     model, inputs = zoo.build(name, 0)
     stream = {child: m.out_channels for child, m in model.named_modules() if child.endswith(("conv1", "conv3"))}
     for coupled in (False, True):
-        small = lp.compact(model, random_ticket(channel_groups(model, inputs, coupled), coupled), inputs)
+        small = lp.compact(model, zoo.random_ticket(channel_groups(model, inputs, coupled), coupled), inputs)
         selecting = [m for m in small.modules() if hasattr(m, "selected")]
         assert bool(selecting) != coupled
         if not coupled:
@@ -101,7 +92,7 @@ def test_a_compacted_model_is_compacted_again(name):
     coupled = name in NO_BATCH_NORM_2D
     for seed in (0, 1):
         groups = channel_groups(model, inputs, coupled)
-        ticket = random_ticket(groups, coupled, share=0.4, seed=seed)
+        ticket = zoo.random_ticket(groups, coupled, share=0.4, seed=seed)
         small = lp.compact(model, ticket, inputs)
         ticket.apply(model)
         for wanted, got in zip(outputs(model, inputs, False), outputs(small, inputs, False), strict=True):
@@ -111,7 +102,7 @@ def test_a_compacted_model_is_compacted_again(name):
 
 def test_tied_parameters_stay_tied():
     model, inputs = zoo.build("decoder_tied", 0)
-    small = lp.compact(model, random_ticket(channel_groups(model, inputs), True), inputs)
+    small = lp.compact(model, zoo.random_ticket(channel_groups(model, inputs), True), inputs)
     assert small.lm_head.weight is small.wte.weight
     assert len(list(small.parameters())) == len(list(model.parameters()))
 
@@ -119,7 +110,7 @@ def test_tied_parameters_stay_tied():
 @pytest.mark.parametrize("name", sorted(zoo.MODELS))
 def test_a_compacted_model_exports(name):
     model, inputs = zoo.build(name, 0)
-    small = lp.compact(model, random_ticket(channel_groups(model, inputs), True), inputs).eval()
+    small = lp.compact(model, zoo.random_ticket(channel_groups(model, inputs), True), inputs).eval()
     exported = torch.export.export(small, (inputs,)).module()
     for wanted, got in zip(tree_leaves(small(inputs)), tree_leaves(exported(inputs)), strict=True):
         assert torch.allclose(wanted, got, rtol=1e-5, atol=1e-5 * float(wanted.detach().abs().max()))
@@ -127,7 +118,7 @@ def test_a_compacted_model_exports(name):
 
 def test_a_selecting_model_exports():
     model, inputs = zoo.build("preresnet20", 0)
-    small = lp.compact(model, random_ticket(channel_groups(model, inputs, False), False), inputs).eval()
+    small = lp.compact(model, zoo.random_ticket(channel_groups(model, inputs, False), False), inputs).eval()
     assert torch.allclose(small(inputs), torch.export.export(small, (inputs,)).module()(inputs), atol=1e-5)
 
 
@@ -149,7 +140,7 @@ def test_torchs_own_encoder_with_fewer_heads(batch_first, masked, grad):
     torch.manual_seed(0)
     model, x = Encoder(batch_first).eval(), torch.randn(3, 5, 8)
     inputs = x if batch_first else x.transpose(0, 1)
-    ticket = random_ticket(channel_groups(model, inputs), True)
+    ticket = zoo.random_ticket(channel_groups(model, inputs), True)
     small = lp.compact(model, ticket, inputs)
     assert {layer.self_attn.num_heads for layer in small.layers.layers} != {4}
     ticket.apply(model)
@@ -217,7 +208,7 @@ def test_an_optimizer_moves_with_its_groups_and_state(name, kind):
     scheduler = torch.optim.lr_scheduler.StepLR(getattr(optimizer, "inner", optimizer), 1, 0.1)
     for _ in range(2):
         _step(model, inputs, optimizer)
-    plan = plan_compaction(model, random_ticket(channel_groups(model, inputs), True), inputs)
+    plan = plan_compaction(model, zoo.random_ticket(channel_groups(model, inputs), True), inputs)
     small = plan.apply(model)
     state = {n: optimizer.state[p] for n, p in model.named_parameters()}
     plan.move_optimizer(optimizer, model, small)
@@ -241,7 +232,7 @@ def test_the_step_after_compaction_is_the_masked_models():
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
     for _ in range(2):
         _step(model, inputs, optimizer)
-    plan = plan_compaction(model, random_ticket(channel_groups(model, inputs), True), inputs)
+    plan = plan_compaction(model, zoo.random_ticket(channel_groups(model, inputs), True), inputs)
     masked, small = copy.deepcopy(model), plan.apply(model)
     plan.ticket.apply(masked)
     reference = torch.optim.SGD(masked.parameters(), 0.01, momentum=0.9)
@@ -256,7 +247,7 @@ def test_the_step_after_compaction_is_the_masked_models():
 
 def test_an_optimizer_that_cannot_move_is_left_as_it_was():
     model, inputs = zoo.build("lenet", 0)
-    plan = plan_compaction(model, random_ticket(channel_groups(model, inputs), True), inputs)
+    plan = plan_compaction(model, zoo.random_ticket(channel_groups(model, inputs), True), inputs)
     small = plan.apply(model)
     stranger = torch.optim.SGD([*model.parameters(), nn.Parameter(torch.zeros(3))], 0.1)
     with pytest.raises(ValueError, match=r"1 parameters are not of the given model \(shapes \(3,\)\)"):
@@ -336,7 +327,7 @@ def test_what_cannot_be_pruned_is_listed_and_the_rest_is_pruned(part, named):
     groups = channel_groups(model, x)
     assert named <= groups.unprunable.keys(), groups
     assert {"fc1", "fc2"} <= {group.name for group in groups}
-    ticket = random_ticket(groups, True)
+    ticket = zoo.random_ticket(groups, True)
     small = lp.compact(model, ticket, x).eval()
     ticket.apply(model)
     assert torch.allclose(model.eval()(x), small(x), atol=1e-5)
@@ -361,7 +352,7 @@ def test_a_graph_that_cannot_be_read_is_an_error_that_says_so():
     except ValueError as error:
         assert "cannot read how Shuffle couples its channels" in str(error)
     else:
-        lp.compact(model, random_ticket(groups, True), x)
+        lp.compact(model, zoo.random_ticket(groups, True), x)
 
 
 def test_a_layer_that_the_example_inputs_do_not_reach_keeps_its_channels():
@@ -375,7 +366,7 @@ def test_a_layer_that_the_example_inputs_do_not_reach_keeps_its_channels():
 
     groups = channel_groups(Optional(), torch.zeros(1, 4))
     assert [group.name for group in groups] == ["fc1"] and "unused.weight" in groups.unprunable
-    small = lp.compact(Optional(), random_ticket(groups, True), torch.zeros(1, 4))
+    small = lp.compact(Optional(), zoo.random_ticket(groups, True), torch.zeros(1, 4))
     assert small.unused.out_features == 6
 
 
@@ -392,39 +383,30 @@ def test_positional_and_keyword_inputs():
     for inputs in ((x, y), {"x": x, "y": y, "scale": 2.0}):
         (group,) = channel_groups(model, inputs)
         assert {m.module for m in group.members} == {"a", "b", "c"}
-        small = lp.compact(model, random_ticket([group], True), inputs)
+        small = lp.compact(model, zoo.random_ticket([group], True), inputs)
         assert small.c.in_features < 6
 
 
-# ---- tickets as files -----------------------------------------------------------------------------------------------
+MODEL = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+INPUT = torch.zeros(2, 4)
 
 
-@pytest.mark.parametrize("coupled", [True, False])
-def test_a_ticket_is_saved_and_loaded_onto_a_fresh_model(tmp_path, coupled):
-    model, inputs = zoo.build("preresnet20", 0)
-    ticket = random_ticket(channel_groups(model, inputs, coupled), coupled)
-    ticket.save(tmp_path / "deep" / "ticket.safetensors")
-    loaded = lp.Ticket.load(tmp_path / "deep" / "ticket.safetensors")
-    assert loaded.distance(ticket) == 0 and loaded.groups == ticket.groups and loaded.widths == ticket.widths
-    fresh, _ = zoo.build("preresnet20", 1)
-    one, other = (lp.compact(fresh, t, inputs) for t in (ticket, loaded))
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+@pytest.mark.parametrize(
+    ("model", "inputs", "error", "says"),
+    [
+        (MODEL, "abc", TypeError, "got str"),
+        (MODEL, 3, TypeError, "got int"),
+        (MODEL, INPUT[:0], ValueError, r"at least one example, got shapes \[\(0, 4\)\]"),
+        (MODEL, {}, ValueError, "must hold tensors"),
+        (lambda x: x, INPUT, TypeError, "must be an nn.Module, got function"),
+        (torch.compile(MODEL), INPUT, ValueError, "model._orig_mod"),
+    ],
+)
+def test_what_no_structure_can_be_read_off_is_refused(model, inputs, error, says):
+    with pytest.raises(error, match=says):
+        channel_groups(model, inputs)
 
 
-def test_a_file_that_is_no_ticket_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none.safetensors"):
-        lp.Ticket.load(tmp_path / "none.safetensors")
-    (tmp_path / "text").write_text("no ticket")
-    with pytest.raises(ValueError, match="text: not a whole"):
-        lp.Ticket.load(tmp_path / "text")
-    lp.checkpoints.save(tmp_path / "other", {"x": torch.zeros(1)}, {})
-    with pytest.raises(ValueError, match="other: holds no ticket"):
-        lp.Ticket.load(tmp_path / "other")
-
-
-def test_tickets_are_compared_group_by_group():
-    a = lp.Ticket({"x": torch.tensor([True, True, False, False])}, 0.5, 0)
-    b = lp.Ticket({"x": torch.tensor([True, False, True, False])}, 0.5, 0)
-    assert a.compare(b) == {"x": {"both": 1, "first": 1, "second": 1, "neither": 1}} and a.distance(b) == 0.5
-    with pytest.raises(ValueError, match="same layers and widths"):
-        a.compare(lp.Ticket({"y": torch.ones(4, dtype=torch.bool)}, 0.5, 0))
+def test_a_traced_model_is_refused():
+    with pytest.raises(ValueError, match="scripted or traced"):
+        channel_groups(torch.jit.trace(MODEL, INPUT), INPUT)

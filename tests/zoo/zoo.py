@@ -6,7 +6,7 @@ widths are small. ``MODELS[name]`` is (factory, example input); :func:`build` al
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -16,6 +16,7 @@ import zoo_odd as odd
 from torch import Tensor, nn
 
 from lowprec_eb.models import PreResNetSettings, ResNetSettings
+from lowprec_eb.tickets import ChannelGroup, Ticket
 
 CLASSES, WORDS = 5, 37
 NORMS = (
@@ -95,3 +96,13 @@ def output_loss(output: Tensor | dict[str, Tensor]) -> Tensor:
     """A scalar of everything that a model gives, to run backward from."""
     tensors = output.values() if isinstance(output, dict) else (output,)
     return sum((tensor.square().mean() for tensor in tensors), torch.zeros(()))
+
+
+def random_ticket(groups: Sequence[ChannelGroup], coupled: bool, share: float = 0.5, seed: int = 0) -> Ticket:
+    """Drops about ``share`` of each group's channels, never all."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = {}
+    for group in groups:
+        masks[group.name] = torch.rand(group.channels, generator=generator) >= share
+        masks[group.name][int(torch.randint(group.channels, (1,), generator=generator))] = True
+    return Ticket(masks, share, 0, groups=tuple(groups) if coupled else None)
