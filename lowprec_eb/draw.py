@@ -37,8 +37,8 @@ from lowprec_eb.tickets import (
     scorer,
 )
 from lowprec_eb.tickets.calls import Inputs, call, plain_copy
-from lowprec_eb.tickets.compaction import check_compaction
 from lowprec_eb.tickets.detectors import Normalisation, RuleName
+from lowprec_eb.tickets.equality import check_compaction
 from lowprec_eb.tickets.graph import BATCH_NORMS
 from lowprec_eb.tickets.masks import Layout
 from lowprec_eb.tickets.score_settings import StandingScore

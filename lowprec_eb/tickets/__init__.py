@@ -1,10 +1,11 @@
 """Tickets: drawing a channel subnetwork from a model in training, and cutting the model down to it."""
 
 from lowprec_eb.tickets.budgets import Budget, BudgetError, BudgetSearch, Drawn, draw
-from lowprec_eb.tickets.compaction import Compaction, compact, plan_compaction
+from lowprec_eb.tickets.compaction import Compaction, plan_compaction
 from lowprec_eb.tickets.detectors import DETECTORS, Detector, TicketSettings
 from lowprec_eb.tickets.drawn import DrawnTicket
 from lowprec_eb.tickets.early_bird import EarlyBird, EarlyBirds
+from lowprec_eb.tickets.equality import compact
 from lowprec_eb.tickets.groups import channel_groups
 from lowprec_eb.tickets.history import Replay, ScoreHistory, replay
 from lowprec_eb.tickets.importance import batch_norms, gamma_scores

@@ -12,13 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
 
-from lowprec_eb.lowering import raise_
-from lowprec_eb.tickets.calls import Inputs, call, plain_copy, random_inputs
+from lowprec_eb.tickets.calls import Inputs
 from lowprec_eb.tickets.cutting import Selection, cut_model, cut_state
 from lowprec_eb.tickets.dependencies import channel_graph
-from lowprec_eb.tickets.graph import BATCH_NORMS, ChannelGraph
+from lowprec_eb.tickets.foresight import check_groups
+from lowprec_eb.tickets.graph import BATCH_NORMS, ChannelGraph, norm_counts
 from lowprec_eb.tickets.liveness import removable
 from lowprec_eb.tickets.ticket import Ticket
 
@@ -28,8 +27,8 @@ class Compaction:
     """Which indices of which tensor stay: by tensor name, by dimension, sorted positions (kept,).
 
     selections: by batch normalisation, which of its remaining inputs it reads. attributes: by module, what else changes
-    (numbers of heads). zeroed: by group, how many channels the
-    ticket drops that stay in the model all the same, because others write to them or cannot do without them.
+    (numbers of heads, of channels of an instance normalisation). zeroed: by group, how many channels the ticket drops
+    that stay in the model all the same, because others write to them or cannot do without them.
     """
 
     ticket: Ticket
@@ -126,6 +125,7 @@ def plan_compaction(model: nn.Module, ticket: Ticket, example_inputs: Inputs) ->
             "lowprec_eb.tickets.Shrinking foresees it from shapes"
         )
     graph = channel_graph(model, example_inputs, coupled=ticket.groups is not None)
+    check_groups(graph, ticket.groups or ())
     return compaction_of(graph, model, ticket, removable(graph, model, ticket, example_inputs))
 
 
@@ -140,7 +140,7 @@ def compaction_of(graph: ChannelGraph, model: nn.Module, ticket: Ticket, removed
         ticket,
         kept,
         _selections(graph, model, removed),
-        _head_counts(graph, model, removed),
+        _norm_counts(graph, model, removed) | _head_counts(graph, model, removed),
         _zeroed(graph, ticket, removed),
     )
 
@@ -159,6 +159,15 @@ def _selections(graph: ChannelGraph, model: nn.Module, removed: NDArray[np.bool_
         places = np.searchsorted(positions, read[~removed[behind.atoms]])
         found[name] = Selection(torch.from_numpy(places), len(positions))
     return found
+
+
+def _norm_counts(graph: ChannelGraph, model: nn.Module, removed: NDArray[np.bool_]) -> dict[str, dict[str, int]]:
+    counts = {site: norm_counts(model.get_submodule(site.module)) for site in graph.sites}
+    return {
+        site.module: dict.fromkeys(attributes, int((~removed[site.atoms]).sum()))
+        for site, attributes in counts.items()
+        if attributes
+    }
 
 
 def _head_counts(graph: ChannelGraph, model: nn.Module, removed: NDArray[np.bool_]) -> dict[str, dict[str, int]]:
@@ -184,68 +193,3 @@ def _zeroed(graph: ChannelGraph, ticket: Ticket, removed: NDArray[np.bool_]) -> 
         if number := int((left & ~mask.cpu()).sum()):
             found[name] = number
     return found
-
-
-def compact(model: nn.Module, ticket: Ticket, example_inputs: Inputs) -> nn.Module:
-    """A smaller plain model whose outputs equal those of ``model`` after ``ticket.apply(model)``.
-
-    Weights, biases and BatchNorm statistics of the surviving channels move along, and so does the low precision of a
-    lowered model (:func:`lowprec_eb.raise_` takes it off). ``example_inputs``: one batch, or the model's positional or
-    keyword arguments. :func:`plan_compaction` says what was not removed, and moves an optimizer.
-
-    Raises:
-        ValueError: see :func:`plan_compaction`; or the two models differ on random inputs, because the dependency
-            graph has misread how this model couples its channels.
-    """
-    plan = plan_compaction(model, ticket, example_inputs)
-    check_compaction(plan, model, example_inputs)
-    return plan.apply(model)
-
-
-@torch.no_grad()
-def check_compaction(plan: Compaction, model: nn.Module, example_inputs: Inputs) -> None:
-    """Compare the compacted with the masked model on random inputs.
-
-    In float64, so that a difference is a wrong channel and not a rounding; in eval mode, and with batch statistics.
-
-    Raises:
-        ValueError: they differ, or the compacted model does not run.
-    """
-    masked = plain_copy(model)
-    small = raise_(plan.apply(masked))
-    plan.ticket.apply(masked)
-    inputs = random_inputs(example_inputs, torch.Generator().manual_seed(0), torch.float64)
-    for batch_statistics in (False, True):
-        outputs = []
-        for of in (masked.double(), small.double()):
-            for module in of.modules():
-                module.training = batch_statistics and isinstance(module, BATCH_NORMS)
-            try:
-                outputs.append(tree_leaves(call(of, inputs)))
-            except (RuntimeError, ValueError) as error:
-                if of is masked:
-                    raise
-                raise ValueError(f"the compacted model does not run: {_first_line(error)}; {_ADVICE}") from error
-        _compare(*outputs)
-
-
-_ADVICE = (
-    "its channels are coupled in a way that the dependency graph does not see: leave out groups by protecting them"
-)
-
-
-def _compare(wanted: list[Any], got: list[Any]) -> None:
-    for one, other in zip(wanted, got, strict=True):
-        if not isinstance(one, Tensor) or not one.is_floating_point():
-            continue
-        if one.shape != other.shape:
-            raise ValueError(f"the compacted model's output is {tuple(other.shape)}, not {tuple(one.shape)}; {_ADVICE}")
-        error, scale = float((one - other).abs().max()), float(one.abs().max())
-        if not error <= 1e-6 * scale:
-            raise ValueError(
-                f"the compacted model differs from the masked one by {error:.3g} of {scale:.3g}; {_ADVICE}"
-            )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]

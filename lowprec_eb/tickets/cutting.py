@@ -43,10 +43,7 @@ def cut_model(model: nn.Module, select: Callable[[str, Tensor], Tensor], selecti
 
 
 def _cut_parameter(parameter: nn.Parameter, name: str, select: Callable[[str, Tensor], Tensor]) -> nn.Parameter:
-    small = nn.Parameter(select(name, parameter.detach()).clone(), requires_grad=parameter.requires_grad)
-    if parameter.grad is not None:
-        small.grad = select(name, parameter.grad).clone()
-    return small
+    return nn.Parameter(select(name, parameter.detach()).clone(), requires_grad=parameter.requires_grad)
 
 
 def _lower_again(module: nn.Module, scope: Scope) -> None:

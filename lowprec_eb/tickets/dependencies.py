@@ -6,7 +6,7 @@ Torch-Pruning's objects stay in here.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_leaves
 
-from lowprec_eb.tickets.calls import Inputs, call, check_example, plain_copy
+from lowprec_eb.tickets.calls import Inputs, Undropped, call, check_example, traced_copy
 from lowprec_eb.tickets.graph import (
     BATCH_NORMS,
     CONVOLUTIONS,
@@ -47,7 +47,8 @@ def channel_graph(
         ValueError: the dependency graph cannot be built.
     """
     check_example(model, example_inputs)
-    plain = plain_copy(model).requires_grad_(True)  # the graph is read off autograd, which must reach frozen layers too
+    # The graph is read off autograd, which must reach frozen layers too.
+    plain = traced_copy(model, example_inputs).requires_grad_(True)
     modules = dict(plain.named_modules())
     heads = head_sites(plain, example_inputs)
     build = Builder(modules)
@@ -115,13 +116,13 @@ def _dependency_graph(plain: nn.Module, example_inputs: Inputs) -> tuple[Any, se
         module.register_forward_hook(lambda *_, name=name: calls.__setitem__(name, calls.get(name, 0) + 1))
         for name, module in plain.named_modules()
     ]
-    with torch.enable_grad(), apart(), warnings.catch_warnings():
+    with torch.enable_grad(), Undropped(), apart(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of parameters that no layer owns: they are looked after here
         try:
             graph = torch_pruning.DependencyGraph().build_dependency(
                 plain,
                 example_inputs,
-                forward_fn=call,
+                forward_fn=_in_modes_of(plain),
                 output_transform=_marked,
                 customized_pruners={cls: _TwoSided() for cls in types},
                 verbose=False,
@@ -136,9 +137,26 @@ def _dependency_graph(plain: nn.Module, example_inputs: Inputs) -> tuple[Any, se
     return graph, {name for name, times in calls.items() if times > 1}
 
 
+def _in_modes_of(plain: nn.Module) -> Callable[[nn.Module, Inputs], Any]:
+    """A call in the modes that ``plain`` is in now; Torch-Pruning puts all of it into eval mode."""
+    modes = [(module, module.training) for module in plain.modules()]
+
+    def run(model: nn.Module, inputs: Inputs) -> Any:
+        for module, training in modes:
+            module.training = training
+        return call(model, inputs)
+
+    return run
+
+
 def _marked(outputs: Any) -> list[Tensor]:
     """The model's outputs behind an operation of their own, which the graph knows as an output."""
     leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
+    if not leaves:
+        raise ValueError(
+            f"the model returns {type(outputs).__name__}, in which no tensor that depends on its weights is found: "
+            "return tensors, or register that class with torch.utils._pytree"
+        )
     return [leaf * 1 for leaf in leaves]
 
 

@@ -14,7 +14,8 @@ from energy_models.units import si_text
 from lowprec_eb.precision import Precision
 from lowprec_eb.recipes import precision as named_precision
 from lowprec_eb.tickets.calls import Inputs
-from lowprec_eb.tickets.compaction import Compaction, check_compaction, plan_compaction
+from lowprec_eb.tickets.compaction import Compaction, plan_compaction
+from lowprec_eb.tickets.equality import check_compaction
 from lowprec_eb.tickets.groups import channel_groups
 from lowprec_eb.tickets.history import ScoreHistory
 from lowprec_eb.tickets.savings import Savings

@@ -22,6 +22,7 @@ Unit = Literal["channel", "head"]
 Tensors = tuple[tuple[str, int], ...]  # a module's tensors and the dimension along which each is cut
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _NORM_TENSORS = (("weight", 0), ("bias", 0), ("running_mean", 0), ("running_var", 0))
 
@@ -140,6 +141,8 @@ def layer_tensors(module: nn.Module, side: Side) -> tuple[int, Tensors] | None:
             return int(getattr(module, "in_channels", module.num_features)), ()
         case nn.Embedding() if side == "out":
             return module.embedding_dim, (("weight", 1),)
+        case _ if side == "out" and (counts := norm_counts(module)):
+            return int(getattr(module, counts[0])), _present(module, _NORM_TENSORS)
         case nn.PReLU() if module.num_parameters > 1:
             return module.num_parameters, (("weight", 0),)
     return None
@@ -148,8 +151,17 @@ def layer_tensors(module: nn.Module, side: Side) -> tuple[int, Tensors] | None:
 def _convolution_tensors(module: Any, side: Side) -> tuple[int, Tensors]:
     out, into = (1, 0) if isinstance(module, TRANSPOSED) else (0, 1)
     dim, width = (out, module.out_channels) if side == "out" else (into, module.in_channels)
+    dim = 0 if is_depthwise(module) else dim
     weight = (("weight", dim),) if module.groups == 1 or dim == 0 else ()
     return width, (*weight, *_present(module, (("bias", 0),) if side == "out" else ()))
+
+
+def norm_counts(module: nn.Module) -> tuple[str, ...]:
+    """Of a normalisation that takes each channel of an example by itself: the attributes that count its channels."""
+    if isinstance(module, INSTANCE_NORMS):
+        return ("num_features",)
+    alone = isinstance(module, nn.GroupNorm) and module.num_groups == module.num_channels
+    return ("num_channels", "num_groups") if alone else ()
 
 
 def _present(module: nn.Module, tensors: Tensors) -> Tensors:
@@ -157,4 +169,6 @@ def _present(module: nn.Module, tensors: Tensors) -> Tensors:
 
 
 def is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, CONVOLUTIONS) and module.groups == module.in_channels == module.out_channels > 1
+    if not isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
+        return False
+    return module.groups == module.in_channels == module.out_channels > 1

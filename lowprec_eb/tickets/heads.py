@@ -15,12 +15,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
-from lowprec_eb.tickets.calls import Inputs, call
+from lowprec_eb.tickets.calls import FUSED_ATTENTION, Inputs, call, first_tensor
 
-_FUSED = F.scaled_dot_product_attention
 _WIDTHS = ("attn_dim", "all_head_size", "inner_dim", "split_size")  # of all heads of a module together
 
 
@@ -80,12 +79,12 @@ class Fused(TorchFunctionMode):
         self.answer = answer
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (self.answer if func is _FUSED else func)(*args, **(kwargs or {}))
+        return (self.answer if func is FUSED_ATTENTION else func)(*args, **(kwargs or {}))
 
 
 def apart() -> Fused:
     """While it is entered, attention results depend on nothing: a dependency graph ends there."""
-    return Fused(lambda *args, **kwargs: _FUSED(*args, **kwargs).detach().requires_grad_(True))
+    return Fused(lambda *args, **kwargs: FUSED_ATTENTION(*args, **kwargs).detach().requires_grad_(True))
 
 
 class _Frame(NamedTuple):
@@ -114,7 +113,7 @@ class _Callers:
     def answer(self, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if query.dim() > 3 and query.shape[-3] % key.shape[-3] == 0:
             self.calls.append(_Call(tuple(self.running), query.shape[-3], key.shape[-3]))
-        return _FUSED(query, key, *args, **kwargs)
+        return FUSED_ATTENTION(query, key, *args, **kwargs)
 
     @contextmanager
     def following(self, model: nn.Module) -> Iterator[None]:
@@ -170,22 +169,33 @@ def _rows(module: nn.Module, layers: dict[str, nn.Linear], frame: _Frame, asked:
 
     def keep(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         seen.append((query, key, value))
-        return _FUSED(query, key, value, *args, **kwargs)
+        return FUSED_ATTENTION(query, key, value, *args, **kwargs)
 
+    # Of layers in a row the last one makes the heads: gradients end at every layer's input.
+    handles = [layer.register_forward_pre_hook(_detached, with_kwargs=True) for layer in layers.values()]
     with torch.enable_grad(), Fused(keep):
         module(*frame.args, **frame.kwargs)
+    for handle in handles:
+        handle.remove()
     weights = [layer.weight for layer in layers.values()]
     used: list[list[Tensor]] = [[] for _ in weights]
+    generator = torch.Generator().manual_seed(0)
     for head in range(asked.query_heads):
         shared = head * asked.key_heads // asked.query_heads
         parts = [x[..., head if x is seen[0][0] else shared, :, :] for x in seen[0]]
-        drawn = sum((part * torch.rand_like(part)).sum() for part in parts)
+        drawn = sum((part * torch.rand(part.shape, generator=generator).to(part)).sum() for part in parts)
         assert isinstance(drawn, Tensor)
+        if not drawn.requires_grad:  # no layer of this module makes them
+            return {}
         for place, gradient in enumerate(torch.autograd.grad(drawn, weights, retain_graph=True, allow_unused=True)):
             rows = len(weights[place])
             used[place].append(torch.zeros(rows) if gradient is None else (gradient != 0).any(1).cpu())
     flags = {child: torch.stack(of).bool() for child, of in zip(layers, used, strict=True)}
     return {child: of for child, of in flags.items() if of.any()}
+
+
+def _detached(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return tree_map_only(Tensor, Tensor.detach, (args, kwargs))  # type: ignore[no-any-return]
 
 
 def _shared(heads: int, rows: Sequence[Tensor]) -> list[int]:
@@ -207,7 +217,7 @@ def _columns(module: nn.Module, layers: dict[str, nn.Linear], frame: _Frame, ask
     found: dict[str, list[int]] = {}
 
     def label(*args: Any, **kwargs: Any) -> Tensor:
-        result = _FUSED(*args, **kwargs)
+        result = FUSED_ATTENTION(*args, **kwargs)
         heads = torch.arange(1, asked.query_heads + 1, dtype=result.dtype, device=result.device)
         return heads[:, None, None].expand_as(result)
 
@@ -218,7 +228,9 @@ def _columns(module: nn.Module, layers: dict[str, nn.Linear], frame: _Frame, ask
             found[child] = [int(number) - 1 for number in labels]
 
     handles = [
-        layer.register_forward_pre_hook(lambda _, args, child=child: look(child, args[0]))
+        layer.register_forward_pre_hook(
+            lambda _, args, kwargs, child=child: look(child, first_tensor(args, kwargs)), with_kwargs=True
+        )
         for child, layer in layers.items()
     ]
     with torch.no_grad(), Fused(label):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
@@ -54,6 +55,9 @@ class ChannelGroups(Sequence[ChannelGroup]):
     groups: tuple[ChannelGroup, ...]
     unprunable: Mapping[str, str]
 
+    def __post_init__(self) -> None:
+        check_names(self.groups)
+
     @overload
     def __getitem__(self, index: int) -> ChannelGroup: ...
     @overload
@@ -70,3 +74,10 @@ class ChannelGroups(Sequence[ChannelGroup]):
     def __str__(self) -> str:
         lines = [f"{group.name}: {group.channels} {group.unit}s, {len(group.members)} sides" for group in self.groups]
         return "\n".join([*lines, *(f"{name}: not pruned, {why}" for name, why in self.unprunable.items())])
+
+
+def check_names(groups: Sequence[ChannelGroup]) -> None:
+    """Raise ValueError if two groups have one name: masks and scores are kept by name."""
+    twice = [name for name, times in Counter(group.name for group in groups).items() if times > 1]
+    if twice:
+        raise ValueError(f"each channel group needs a name of its own; given twice: {', '.join(twice)}")

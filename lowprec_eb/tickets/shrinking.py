@@ -8,21 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import energy_models as em
 from lowprec_eb.tickets.calls import Inputs
 from lowprec_eb.tickets.compaction import Compaction, compaction_of
 from lowprec_eb.tickets.dependencies import channel_graph
-from lowprec_eb.tickets.graph import BATCH_NORMS, ChannelGraph, is_depthwise
+from lowprec_eb.tickets.foresight import Removed, check_groups, foreseen
 from lowprec_eb.tickets.importance import batch_norms
 from lowprec_eb.tickets.liveness import removable
 from lowprec_eb.tickets.masks import Masks
-from lowprec_eb.tickets.members import ChannelGroup, Member
+from lowprec_eb.tickets.members import ChannelGroup
 from lowprec_eb.tickets.ticket import Ticket
-
-Removed = NDArray[np.bool_]  # (atoms,)
 
 
 class Shrinking:
@@ -42,10 +39,7 @@ class Shrinking:
         self.bare = without_values(model)
         self.observing = False
         self._stays = np.zeros(self.graph.atoms, np.bool_)  # atoms that were dropped and had to stay
-        self._sites = {(site.module, site.side, site.tensors): site.atoms for site in self.graph.sites}
-        for group in self.groups or ():
-            for member in group.members:
-                self._atoms(group, member)  # refuses groups of another model
+        check_groups(self.graph, self.groups or ())
 
     @property
     def widths(self) -> dict[str, int]:
@@ -63,32 +57,21 @@ class Shrinking:
         """Which atoms go under ``masks``, as far as is foreseen, or as observed."""
         if self.observing:
             return removable(self.graph, self.model, self._ticket(masks), self.example_inputs)
-        foreseen = foreseen_of_batch_norms(self.graph, self.model, masks) if self.groups is None else self._of(masks)
-        return foreseen & ~self._stays
+        return foreseen(self.graph, self.model, self._ticket(masks)) & ~self._stays
 
     def observe(self, masks: Masks) -> Removed:
         """Which atoms really go. What was not foreseen changes what :meth:`removed` says from now on."""
         found = removable(self.graph, self.model, self._ticket(masks), self.example_inputs)
         if self.observing:
             return found
-        foreseen = self.removed(masks)
-        stays = self._stays | (foreseen & ~found)
+        expected = self.removed(masks)
+        stays = self._stays | (expected & ~found)
         # What BatchNorms free depends on all masks together, and so would an exception.
-        self.observing = not np.array_equal(foreseen, found) and (
+        self.observing = not np.array_equal(expected, found) and (
             self.groups is None or np.array_equal(stays, self._stays)
         )
         self._stays = stays
         return found
-
-    def _of(self, masks: Masks) -> Removed:
-        """Everything that coupled groups drop."""
-        flags = np.zeros(self.graph.atoms, np.bool_)
-        for group in self.groups or ():
-            dropped = ~masks[group.name].cpu().numpy()
-            for member in group.members:
-                atoms = self._atoms(group, member)
-                flags[atoms[np.asarray(member.positions)[dropped[np.asarray(member.channels)]]]] = True
-        return flags
 
     def shapes(self, removed: Removed) -> tuple[int, ...]:
         """What decides the shape of every tensor that is left: positions that stay, by site."""
@@ -105,12 +88,6 @@ class Shrinking:
     def _ticket(self, masks: Masks) -> Ticket:
         return Ticket(masks, 0.0, 0, groups=self.groups)
 
-    def _atoms(self, group: ChannelGroup, member: Member) -> NDArray[np.int64]:
-        atoms = self._sites.get((member.module, member.side, member.tensors))
-        if atoms is None or len(atoms) <= max(member.positions):
-            raise ValueError(f"group {group.name!r}: its side of {member.module!r} is not in this model")
-        return atoms
-
 
 def without_values(model: nn.Module) -> nn.Module:
     """A copy whose floating-point parameters and buffers are on the meta device; tied ones stay tied."""
@@ -122,50 +99,6 @@ def without_values(model: nn.Module) -> nn.Module:
         if buffer.is_floating_point():  # indices and lengths decide shapes and keep their values
             memo[id(buffer)] = torch.empty_like(buffer, device="meta")
     return copy.deepcopy(model, memo)
-
-
-def foreseen_of_batch_norms(graph: ChannelGraph, model: nn.Module, masks: Masks) -> Removed:
-    """Atoms that BatchNorms free by dropping channels: only they write them, or only they read them."""
-    modules = dict(model.named_modules())
-    written, nonzero, read, normalised = (np.zeros(graph.atoms, np.bool_) for _ in range(4))
-    behind = {site.module: site.atoms for site in graph.sites if site.side == "out"}
-    norms: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []  # what each reads, what it writes
-    for site in graph.sites:
-        module = modules[site.module]
-        if site.side == "out":
-            written[site.atoms] = True
-            nonzero[site.atoms[_writes(module, masks.get(site.module), len(site.atoms))]] = True
-        elif isinstance(module, BATCH_NORMS):
-            selected = getattr(module, "selected", None)
-            norms.append((site.atoms if selected is None else site.atoms[selected.cpu().numpy()], behind[site.module]))
-            normalised[norms[-1][0]] = True
-        else:
-            read[site.atoms] = True
-    removed = written & (~nonzero | (normalised & ~read))
-    removed[list(graph.fixed)] = False
-    return _settled(graph, removed, norms)
-
-
-def _writes(module: nn.Module, mask: Tensor | None, width: int) -> NDArray[np.bool_]:
-    """Where a layer may write something else than zero to what were zeros without it; shape (width,)."""
-    if is_depthwise(module) and getattr(module, "bias", None) is None:
-        return np.zeros(width, np.bool_)
-    return np.ones(width, np.bool_) if mask is None else mask.cpu().numpy()
-
-
-def _settled(
-    graph: ChannelGraph, removed: Removed, norms: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
-) -> Removed:
-    """Without what a BatchNorm still reads, and without emptying a layer."""
-    while True:
-        before = removed.copy()
-        for reads, writes in norms:
-            removed[reads[~removed[writes]]] = False
-        for site in graph.sites:
-            if removed[site.atoms].all():
-                removed[site.atoms[0]] = False
-        if np.array_equal(before, removed):
-            return removed
 
 
 def macs_per_channel(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lowprec_eb import checkpoints
 from lowprec_eb.tickets.importance import gamma_scores
 from lowprec_eb.tickets.masks import keep_largest, mask_distance
-from lowprec_eb.tickets.members import ChannelGroup, Member
+from lowprec_eb.tickets.members import ChannelGroup, Member, check_names
 
 _NORM_TENSORS = (("weight", 0), ("bias", 0))
 
@@ -50,6 +50,7 @@ class Ticket:
         if self.groups is None:
             return
         object.__setattr__(self, "groups", tuple(self.groups))
+        check_names(self.groups)
         widths = {group.name: group.channels for group in self.groups}
         if widths != {name: mask.numel() for name, mask in self.masks.items()}:
             raise ValueError("a ticket needs a mask for each of its groups, of the group's number of channels")
