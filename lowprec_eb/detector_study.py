@@ -28,7 +28,9 @@ class StudySettings:
     """The dense runs of a study: one for each of ``precisions`` and ``seeds``, over the whole schedule.
 
     title: for pictures and tables; the name where it is left out. sparsity: s of the gamma penalty. record_every: scores
-    are kept after every so many steps, too, as far as looks inside an epoch are to be replayed.
+    are kept after every so many steps, too. What is replayed over them: ratios, and detectors with one look an epoch and,
+    with check_every (a multiple of record_every), with a look every so many steps at a moving average of momentum
+    score_momentum.
     """
 
     name: str
@@ -40,6 +42,9 @@ class StudySettings:
     record_every: int | None = None
     precisions: tuple[str, ...] = ("fp32", "bfp8")
     seeds: tuple[int, ...] = (0,)
+    ratios: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7)
+    check_every: int | None = None
+    score_momentum: float = 0.9
     profile: str = "45nm"
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1
@@ -49,7 +54,12 @@ class StudySettings:
             raise ValueError(f"name must be a word that can name a folder, got {self.name!r}")
         if not 0 < self.sparsity < float("inf"):
             raise ValueError(f"sparsity must be above 0: the penalty tells channels apart, got {self.sparsity}")
-        for key in ("precisions", "seeds"):
+        if self.check_every is not None and (self.record_every is None or self.check_every % self.record_every):
+            raise ValueError(
+                f"check_every ({self.check_every}) must be a multiple of record_every ({self.record_every}): looks can "
+                "be replayed only where scores were kept"
+            )
+        for key in ("precisions", "seeds", "ratios"):
             given = getattr(self, key)
             if not given or len(set(given)) < len(given):
                 raise ValueError(f"{key} must list at least one, each once, got {list(given)}")
