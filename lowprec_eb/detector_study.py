@@ -25,9 +25,10 @@ _SCORES, _RUN = "scores.safetensors", "run.json"
 
 @dataclass(frozen=True)
 class StudySettings:
-    """The dense runs of a study: one for each of ``precisions`` and ``seeds``, over the whole schedule.
+    """The dense runs of a study: one for each of ``precisions``, ``controls`` and ``seeds``, over the whole schedule.
 
-    title: for pictures and tables; the name where it is left out. sparsity: s of the gamma penalty. record_every: scores
+    title: for pictures and tables; the name where it is left out. controls: precisions whose masks are only compared with
+    those of the first precision. sparsity: s of the gamma penalty. record_every: scores
     are kept after every so many steps, too. What is replayed over them: ratios, and detectors with one look an epoch and,
     with check_every (a multiple of record_every), with a look every so many steps at a moving average of momentum
     score_momentum.
@@ -41,6 +42,7 @@ class StudySettings:
     sparsity: float = 1e-4
     record_every: int | None = None
     precisions: tuple[str, ...] = ("fp32", "bfp8")
+    controls: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
     ratios: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7)
     check_every: int | None = None
@@ -60,9 +62,20 @@ class StudySettings:
                 "be replayed only where scores were kept"
             )
         for key in ("precisions", "seeds", "ratios"):
-            given = getattr(self, key)
-            if not given or len(set(given)) < len(given):
-                raise ValueError(f"{key} must list at least one, each once, got {list(given)}")
+            if not getattr(self, key):
+                raise ValueError(f"{key} must list at least one")
+        for key, given in (("precisions and controls", self.recorded), ("seeds", self.seeds), ("ratios", self.ratios)):
+            if len(set(given)) < len(given):
+                raise ValueError(f"{key} must list each only once, got {list(given)}")
+
+    @property
+    def recorded(self) -> tuple[str, ...]:
+        """The precision of every run of a seed."""
+        return (*self.precisions, *self.controls)
+
+    @property
+    def shown(self) -> str:
+        return self.title or self.name
 
     @property
     def lab(self) -> LabSettings:
