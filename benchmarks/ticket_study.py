@@ -1,5 +1,5 @@
-"""When does each detector fire, and on what mask? One recorded dense run for each precision and seed, and every detector
-replayed over it: `python benchmarks/ticket_study.py CONFIG --out DIR`, for digits `configs/studies/digits.yaml`.
+"""When does each detector fire, and on what mask? One recorded dense run for each precision and seed, and every
+detector replayed over it: `python benchmarks/ticket_study.py configs/studies/digits.yaml --out DIR`.
 
 Run it again after an interruption: it goes on where it was, and what has been recorded is not trained again.
 """

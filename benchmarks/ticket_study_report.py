@@ -13,6 +13,7 @@ from typing import Any
 from measuring import markdown_table
 from rich import box
 from rich.table import Table
+from torch import Tensor
 
 from lowprec_eb.detector_study import RecordedRun, StudySettings
 from lowprec_eb.tickets import ScoreHistory
@@ -254,10 +255,9 @@ def _kind(settings: StudySettings, one: RecordedRun, other: RecordedRun) -> str 
     return f"{one.precision}, two seeds" if same else None
 
 
-def _masks_of_pair(study: Study, one: RecordedRun, other: RecordedRun) -> Iterator[tuple[str, float, Any, Any]]:
+def _masks_of_pair(study: Study, one: RecordedRun, other: RecordedRun) -> Iterator[tuple[str, float, Tensor, Tensor]]:
     for ratio in study.settings.ratios:
-        last = (epoch_masks(run.history, ratio)[-1] for run in (one, other))
-        yield ("last", ratio, *last)
+        yield "last", ratio, epoch_masks(one.history, ratio)[-1], epoch_masks(other.history, ratio)[-1]
     for by_run in study.groups.values():
         pairs = zip(by_run[one.precision, one.seed], by_run[other.precision, other.seed], strict=True)
         for a, b in pairs:

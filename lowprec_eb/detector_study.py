@@ -27,11 +27,10 @@ _SCORES, _RUN = "scores.safetensors", "run.json"
 class StudySettings:
     """The dense runs of a study: one for each of ``precisions``, ``controls`` and ``seeds``, over the whole schedule.
 
-    title: for pictures and tables; the name where it is left out. controls: precisions whose masks are only compared with
-    those of the first precision. sparsity: s of the gamma penalty. record_every: scores
-    are kept after every so many steps, too. What is replayed over them: ratios, and detectors with one look an epoch and,
-    with check_every (a multiple of record_every), with a look every so many steps at a moving average of momentum
-    score_momentum.
+    title: for pictures and tables; the name where it is left out. controls: precisions whose masks are only compared
+    with those of the first precision. sparsity: s of the gamma penalty. record_every: scores are kept after every so
+    many steps, too. What is replayed over them: ratios, and detectors with one look an epoch and, with check_every (a
+    multiple of record_every), with a look every so many steps at a moving average of momentum score_momentum.
     """
 
     name: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,7 +18,10 @@ from lowprec_eb.tickets import ScoreHistory
 from lowprec_eb.tickets.verdicts import Closeness, Variant, Verdict, epoch_masks, to_final, verdict
 
 _MARKERS = ("o", "s", "^", "D", "v", "P")
-_GREY = "#666666"
+_GREY, _LIGHT = "#666666", "#b5b5b5"
+_LineStyle = Literal["-", "--", ":"]
+_SEED_STYLES: tuple[_LineStyle, ...] = ("-", "--", ":")
+_PRECISION_STYLES: tuple[_LineStyle, ...] = ("-", "--")
 Histories = Mapping[tuple[str, int], ScoreHistory]  # by precision and seed
 Drops = Sequence[int]  # epochs after which the learning rate fell
 
@@ -25,8 +29,9 @@ Drops = Sequence[int]  # epochs after which the learning rate fell
 def mask_matrices(histories: Histories, ratios: Sequence[float], title: str, variant: Variant) -> Figure:
     """The distance between the masks of every two epochs (You et al. 2020, figure 3), in units of two random masks of
     the ratio: a row for each precision (its first seed), a column for each ratio, the ticket of ``variant`` marked."""
-    first = {precision: history for (precision, _), history in reversed(histories.items())}
-    rows = dict(reversed(first.items()))
+    rows: dict[str, ScoreHistory] = {}
+    for (precision, _), history in histories.items():
+        rows.setdefault(precision, history)
     figure = new_figure(1.4 + 2.75 * len(ratios), 0.9 + 2.75 * len(rows))
     figure.set_layout_engine("compressed")  # square panels leave gaps otherwise
     panels = figure.subplots(len(rows), len(ratios), squeeze=False, sharex=True, sharey=True)
@@ -43,13 +48,15 @@ def mask_matrices(histories: Histories, ratios: Sequence[float], title: str, var
         line[0].set_ylabel("epochs trained")
     for axes in panels[-1]:
         axes.set_xlabel("epochs trained")
-    figure.colorbar(image, ax=list(panels.flat), shrink=0.8, label="mask distance (1: two random masks)", extend="max")
+    figure.colorbar(
+        image, ax=list(panels.flat), shrink=0.8, label="mask distance (1: two random masks of the ratio)", extend="max"
+    )
     figure.suptitle(f"{title}: masks of every two epochs; dashed: ticket of {variant.name!r}", fontsize=12)
     return figure
 
 
 def _after(fired: float | None) -> str:
-    return "no ticket" if fired is None else f"after {fired:.3g}"
+    return "no ticket" if fired is None else f"after {fired:.3g} epochs"
 
 
 # ---- settling ----------------------------------------------------------------------------------------------------
@@ -65,14 +72,16 @@ def settling_curves(histories: Histories, ratios: Sequence[float], title: str, d
     for column, ratio in enumerate(ratios):
         for (precision, seed), history in histories.items():
             curve = to_final(history, ratio)
-            style = {"color": colours[precision], "linestyle": _style(histories, precision, seed)}
-            _draw_settling(panels[0][column], [of.by_layer for of in curve], **style)
-            _draw_settling(panels[1][column], [100 * (1 - of.widths) for of in curve], **style)
+            style = (colours[precision], _style(histories, precision, seed))
+            _draw_settling(panels[0][column], [of.by_layer for of in curve], *style)
+            _draw_settling(panels[1][column], [100 * (1 - of.widths) for of in curve], *style)
         panels[0][column].axhline(1, color=_GREY, linewidth=1)
         panels[0][column].set_title(f"p = {ratio:g}", fontsize=11)
         panels[1][column].set_xlabel("epochs trained")
         for axes in panels[:, column]:
             _mark_drops(axes, drops)
+    for line in panels:  # at last: an axis with a limit does not grow with its curves
+        line[0].set_ylim(bottom=0)
     panels[0][0].set_ylabel("distance to the last mask\n(1: random, same widths)")
     panels[1][0].set_ylabel("kept channels that are\nin another layer [%]")
     handles = [Line2D([], [], color=colour, label=precision) for precision, colour in colours.items()]
@@ -82,9 +91,8 @@ def settling_curves(histories: Histories, ratios: Sequence[float], title: str, d
     return figure
 
 
-def _draw_settling(axes: Axes, values: Sequence[float], **style: str) -> None:
-    axes.plot(np.arange(1, len(values) + 1), values, linewidth=1.4, **style)  # type: ignore[arg-type]
-    axes.set_ylim(bottom=0)
+def _draw_settling(axes: Axes, values: Sequence[float], colour: str, line: _LineStyle) -> None:
+    axes.plot(np.arange(1, len(values) + 1), values, color=colour, linestyle=line, linewidth=1.4)
     axes.set_xlim(left=0)
     axes.grid(True, alpha=0.25)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -94,9 +102,9 @@ def _colours(histories: Histories) -> dict[str, str]:
     return dict(zip(dict.fromkeys(precision for precision, _ in histories), COLOURS, strict=False))
 
 
-def _style(histories: Histories, precision: str, seed: int) -> str:
+def _style(histories: Histories, precision: str, seed: int) -> _LineStyle:
     seeds = [of for name, of in histories if name == precision]
-    return ("-", "--", ":", "-.")[seeds.index(seed) % 4]
+    return _SEED_STYLES[seeds.index(seed) % len(_SEED_STYLES)]
 
 
 def _seed_handles(histories: Histories) -> list[Line2D]:
@@ -109,11 +117,11 @@ def _seed_handles(histories: Histories) -> list[Line2D]:
 
 def _mark_drops(axes: Axes, drops: Drops) -> None:
     for epoch in drops:
-        axes.axvline(epoch, color=_GREY, linewidth=0.9, linestyle=(0, (1, 1.5)), zorder=1)
+        axes.axvline(epoch, color=_LIGHT, linewidth=1.6, zorder=1)
 
 
 def _drop_handle() -> Line2D:
-    return Line2D([], [], color=_GREY, linestyle=(0, (1, 1.5)), label="learning rate falls")
+    return Line2D([], [], color=_LIGHT, linewidth=1.6, label="learning rate falls")
 
 
 # ---- firing ------------------------------------------------------------------------------------------------------
@@ -194,7 +202,7 @@ def threshold_curves(
     precisions = list(_colours(histories))
     for column, variant in enumerate(variants):
         for place, ratio in enumerate(ratios):
-            for precision, line in zip(precisions, ("-", "--"), strict=False):
+            for precision, line in zip(precisions, _PRECISION_STYLES, strict=False):
                 of = [history for (name, _), history in histories.items() if name == precision]
                 points = [_mean_verdict(of, replace(variant, threshold=t), ratio) for t in thresholds]
                 style = {"color": COLOURS[place], "marker": _MARKERS[place], "linestyle": line}
@@ -212,7 +220,10 @@ def threshold_curves(
         Line2D([], [], color=colour, marker=marker, label=f"p = {ratio:g}")
         for ratio, marker, colour in zip(ratios, _MARKERS, COLOURS, strict=False)
     ]
-    handles += [Line2D([], [], color=_GREY, linestyle=line, label=p) for p, line in zip(precisions, ("-", "--"))]
+    handles += [
+        Line2D([], [], color=_GREY, linestyle=line, label=p)
+        for p, line in zip(precisions, _PRECISION_STYLES, strict=False)
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     figure.suptitle(f"{title}: what the threshold decides")
     return figure
