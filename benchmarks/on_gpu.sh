@@ -5,7 +5,7 @@
 #   benchmarks/on_gpu.sh OUT [WHEELS]
 #
 # OUT receives small results only. WHEELS is a folder with wheels for what the machine lacks; nothing is downloaded.
-# DEVICE=cpu rehearses on a CPU. DATA_ROOT names a folder with CIFAR-10 for the study of detectors, which is left out else.
+# DEVICE=cpu rehearses on a CPU. DATA_ROOT names a folder with CIFAR-10, for the study of detectors.
 set -uo pipefail
 out=${1:?"usage: benchmarks/on_gpu.sh OUT [WHEELS]"}
 device=${DEVICE:-cuda}

@@ -21,8 +21,8 @@ from lowprec_eb.tickets.verdicts import (
     Variant,
     Verdict,
     closeness,
-    epoch_masks,
     epoch_variants,
+    last_mask,
     layout_of,
     settled_after,
     step_variants,
@@ -257,7 +257,7 @@ def _kind(settings: StudySettings, one: RecordedRun, other: RecordedRun) -> str 
 
 def _masks_of_pair(study: Study, one: RecordedRun, other: RecordedRun) -> Iterator[tuple[str, float, Tensor, Tensor]]:
     for ratio in study.settings.ratios:
-        yield "last", ratio, epoch_masks(one.history, ratio)[-1], epoch_masks(other.history, ratio)[-1]
+        yield "last", ratio, last_mask(one.history, ratio), last_mask(other.history, ratio)
     for by_run in study.groups.values():
         pairs = zip(by_run[one.precision, one.seed], by_run[other.precision, other.seed], strict=True)
         for a, b in pairs:

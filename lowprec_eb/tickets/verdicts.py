@@ -106,6 +106,11 @@ def layout_of(history: ScoreHistory) -> Layout:
     return Layout(history.names, history.widths)
 
 
+def last_mask(history: ScoreHistory, ratio: float) -> Tensor:
+    """The mask after the last whole epoch: bool (channels,)."""
+    return flatten(keep_largest(history.named(history.rows()[-1]), ratio)).bool()
+
+
 def epoch_masks(history: ScoreHistory, ratio: float) -> Tensor:
     """The mask after each whole epoch: bool (epochs, channels)."""
     return torch.stack([flatten(keep_largest(history.named(row), ratio)).bool() for row in history.rows()])
@@ -148,8 +153,7 @@ def verdict(history: ScoreHistory, variant: Variant, ratio: float) -> Verdict:
     if (look := replayed.fired) is None:
         return Verdict(variant, ratio, earliest)
     mask = replayed.masks[replayed.looks.index(look)]
-    last = epoch_masks(history, ratio)[-1]
-    final = closeness(mask, last, layout_of(history))
+    final = closeness(mask, last_mask(history, ratio), layout_of(history))
     return Verdict(variant, ratio, earliest, look.step / history.steps_per_epoch, mask, final)
 
 
