@@ -6,7 +6,7 @@ import csv
 import io
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from lowprec_eb.detector_study import RecordedRun, StudySettings
 from lowprec_eb.tickets import ScoreHistory
 from lowprec_eb.tickets.verdicts import (
+    NORMALISED_THRESHOLD,
     Variant,
     Verdict,
     closeness,
@@ -106,7 +107,13 @@ class Study:
             }
             for (precision, seed), history in self.histories.items()
         }
-        return {"runs": runs, "verdicts": list(self.rows()), "pairs": pair_rows(self), "to_last_mask": curves}
+        return {
+            "runs": runs,
+            "verdicts": list(self.rows()),
+            "balance": balance_rows(self),
+            "pairs": pair_rows(self),
+            "to_last_mask": curves,
+        }
 
 
 def _row(of: Verdict, run: RecordedRun) -> dict[str, Any]:
@@ -164,6 +171,8 @@ def _all_tables(study: Study) -> dict[str, tuple[Heads, Lines]]:
             f"({_AT_ONCE} at the first look that the rule allows)"
         )
         found[title] = _firing_table(by_precision, study.settings.ratios)
+    title = "Over all ratios, precisions and seeds: epochs until the ticket, and its mask's distance to the last one (1: random)"
+    found[title] = _balance_table(study)
     title = "Distance between the masks of two runs (1: random), and kept channels that are in the same layers"
     return {**found, title: _pair_table(study)}
 
@@ -226,6 +235,62 @@ def _cell(found: Sequence[Verdict]) -> str:
 def _span(values: Sequence[float]) -> str:
     low, high = (f"{value:.1f}".removesuffix(".0") for value in (min(values), max(values)))
     return low if low == high else f"{low}-{high}"
+
+
+# ---- time against closeness ----------------------------------------------------------------------------------------
+
+_SHARES = (0.1, 0.2, 0.25, 0.3, 0.4, 0.5)  # of the schedule
+_THRESHOLDS, _WINDOWS = (0.1, 0.15, 0.25, 0.3, 0.4), (3, 8)
+
+
+def balance_rows(study: Study) -> list[dict[str, Any]]:
+    """For stopping after a fixed share of the schedule and for each detector: when, and how close to the last mask."""
+    own, ratios, rows = list(study.shown_histories.values()), study.settings.ratios, []
+    for share in _SHARES:
+        after = max(1, round(share * study.epochs))
+        far = [to_final(history, ratio)[after - 1].by_layer for history in own for ratio in ratios]
+        rows.append(_balance(f"none: {100 * share:g} % of the schedule", "", len(far), [after], far))
+    found = [of for by_precision in study.by_precision().values() for some in by_precision.values() for of in some]
+    base = Variant("window", "layer", NORMALISED_THRESHOLD)
+    others = [replace(base, threshold=t) for t in _THRESHOLDS] + [replace(base, window=w) for w in _WINDOWS]
+    found += [of for history in own for of in verdicts(history, others, ratios)]
+    for variant in dict.fromkeys(of.variant for of in found):
+        said = [of for of in found if of.variant == variant]
+        times = [of.fired for of in said if of.fired is not None]
+        far = [of.final.by_layer for of in said if of.final is not None]
+        name = f"{variant.name}, {variant.threshold:g}, {variant.window} looks"
+        rows.append(_balance(name, "yes" if variant.every else "", len(said), times, far))
+    return rows
+
+
+def _balance(name: str, inside: str, runs: int, epochs: Sequence[float], distances: Sequence[float]) -> dict[str, Any]:
+    row: dict[str, Any] = {"detector": name, "inside": inside, "runs": runs, "fired": len(distances)}
+    for key, values in (("epochs", epochs), ("distance", distances)):
+        known = [min(values), statistics.mean(values), max(values)] if values else [None] * 3
+        row |= dict(zip((f"{key}_min", f"{key}_mean", f"{key}_max"), known, strict=True))
+    return {**row, "distance_std": statistics.pstdev(distances) if distances else None}
+
+
+def _balance_table(study: Study) -> tuple[Heads, Lines]:
+    lines = []
+    for row in balance_rows(study):
+        cells = [row["detector"], row["inside"]]
+        if row["fired"]:
+            low, high = row["epochs_min"], row["epochs_max"]
+            mean = f"{row['epochs_mean']:.1f} ({_span([low, high])})"
+            far = f"{row['distance_mean']:.2f} ({row['distance_min']:.2f}-{row['distance_max']:.2f})"
+            some = f", {row['fired']} of {row['runs']}" if row["fired"] < row["runs"] else ""
+            cells += [mean + some, far, f"{row['distance_std']:.2f}"]
+        else:
+            cells += ["never", "", ""]
+        lines.append(cells)
+    return [
+        "detector / unit, threshold",
+        "inside epochs",
+        "epochs: mean (range)",
+        "distance: mean (range)",
+        "std",
+    ], lines
 
 
 # ---- two runs ----------------------------------------------------------------------------------------------------

@@ -26,12 +26,15 @@ Histories = Mapping[tuple[str, int], ScoreHistory]  # by precision and seed
 Drops = Sequence[int]  # epochs after which the learning rate fell
 
 
+def _epoch_ticks() -> MaxNLocator:
+    return MaxNLocator(6, integer=True, steps=[1, 2, 5, 10])
+
+
 def mask_matrices(histories: Histories, ratios: Sequence[float], title: str, variant: Variant) -> Figure:
     """The distance between the masks of every two epochs (You et al. 2020, figure 3), in units of two random masks of
-    the ratio: a row for each precision (its first seed), a column for each ratio, the ticket of ``variant`` marked."""
-    rows: dict[str, ScoreHistory] = {}
-    for (precision, _), history in histories.items():
-        rows.setdefault(precision, history)
+    the ratio, of the first seed: a row for each precision, a column for each ratio, the ticket of ``variant`` marked."""
+    seed = next(iter(histories))[1]
+    rows = {precision: history for (precision, of), history in histories.items() if of == seed}
     figure = new_figure(1.4 + 2.75 * len(ratios), 0.9 + 2.75 * len(rows))
     figure.set_layout_engine("compressed")  # square panels leave gaps otherwise
     panels = figure.subplots(len(rows), len(ratios), squeeze=False, sharex=True, sharey=True)
@@ -43,15 +46,15 @@ def mask_matrices(histories: Histories, ratios: Sequence[float], title: str, var
             if fired is not None:
                 mark_time(axes, fired)
             axes.set_title(f"{precision}, p = {ratio:g}: {_after(fired)}", fontsize=9.5)
-            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-            axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axes.xaxis.set_major_locator(_epoch_ticks())
+            axes.yaxis.set_major_locator(_epoch_ticks())
         line[0].set_ylabel("epochs trained")
     for axes in panels[-1]:
         axes.set_xlabel("epochs trained")
     figure.colorbar(
         image, ax=list(panels.flat), shrink=0.8, label="mask distance (1: two random masks of the ratio)", extend="max"
     )
-    figure.suptitle(f"{title}: masks of every two epochs; dashed: ticket of {variant.name!r}", fontsize=12)
+    figure.suptitle(f"{title}, seed {seed}: masks of every two epochs; dashed: ticket of {variant.name!r}", fontsize=12)
     return figure
 
 
@@ -95,7 +98,7 @@ def _draw_settling(axes: Axes, values: Sequence[float], colour: str, line: _Line
     axes.plot(np.arange(1, len(values) + 1), values, color=colour, linestyle=line, linewidth=1.4)
     axes.set_xlim(left=0)
     axes.grid(True, alpha=0.25)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(_epoch_ticks())
 
 
 def _colours(histories: Histories) -> dict[str, str]:
@@ -138,7 +141,7 @@ def firing_times(
         drops: epochs after which the learning rate fell.
     """
     precisions = list(next(iter(groups.values())))
-    figure = new_figure(2.6 + 4.6 * len(precisions), 1.5 + 3.1 * len(groups))
+    figure = new_figure(2.6 + 4.6 * len(precisions), 1.5 + 3.9 * len(groups))
     panels = figure.subplots(len(groups), len(precisions), squeeze=False, sharex=True, sharey="row")
     ratios = list(dict.fromkeys(of.ratio for by in groups.values() for found in by.values() for of in found))
     for line, (group, by_precision) in zip(panels, groups.items(), strict=True):
@@ -165,10 +168,10 @@ _HOLLOW = f"farther than {_FAR:g} from the last mask (1: random)"
 
 def _draw_firing(axes: Axes, found: Sequence[Verdict], ratios: Sequence[float], epochs: int) -> None:
     names = list(dict.fromkeys(of.variant.name for of in found))
-    never = 1.06 * epochs
+    never, any_never = 1.06 * epochs, any(of.fired is None for of in found)
     for of in found:
         place = ratios.index(of.ratio)
-        y = names.index(of.variant.name) + 0.62 * (place / max(1, len(ratios) - 1) - 0.5)
+        y = names.index(of.variant.name) + 0.66 * (place / max(1, len(ratios) - 1) - 0.5)
         far = of.final is not None and of.final.by_layer > _FAR
         axes.plot(
             never if of.fired is None else of.fired,
@@ -182,9 +185,9 @@ def _draw_firing(axes: Axes, found: Sequence[Verdict], ratios: Sequence[float], 
         axes.axhline(line - 0.5, color=_GREY, linewidth=0.4, alpha=0.5)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    ticks = [tick for tick in MaxNLocator(6, integer=True).tick_values(0, epochs) if 0 <= tick <= epochs]
-    axes.set_xticks([*ticks, never], [*(f"{tick:g}" for tick in ticks), "\nnever"])
-    axes.set_xlim(0, 1.11 * epochs)
+    ticks = [tick for tick in _epoch_ticks().tick_values(0, epochs) if 0 <= tick <= epochs]
+    axes.set_xticks(ticks + [never] * any_never, [f"{tick:g}" for tick in ticks] + ["\nnever"] * any_never)
+    axes.set_xlim(0, (1.11 if any_never else 1.02) * epochs)
     axes.grid(True, axis="x", alpha=0.25)
 
 
@@ -196,7 +199,7 @@ def threshold_curves(
 ) -> Figure:
     """What a threshold decides, a column for each variant: epochs until the ticket (above), and how far its mask is
     from the last one (below). Means over seeds where all fired; colour and marker by ratio, dashed for the second
-    precision."""
+    precision. A threshold that masks of a ratio cannot exceed is not drawn; the title says so."""
     figure = new_figure(1.2 + 3.6 * len(variants), 6.2)
     panels = figure.subplots(2, len(variants), squeeze=False, sharex=True, sharey="row")
     precisions = list(_colours(histories))
@@ -208,8 +211,9 @@ def threshold_curves(
                 style = {"color": COLOURS[place], "marker": _MARKERS[place], "linestyle": line}
                 for axes, values in zip(panels[:, column], zip(*points, strict=True), strict=True):
                     axes.plot(thresholds, values, markersize=4, linewidth=1.2, **style)
-        panels[0][column].set_title(variant.name, fontsize=11)
-        panels[1][column].set_xlabel("threshold")
+        panels[0][column].set_title(variant.name + _no_limit(variant, thresholds, ratios), fontsize=10)
+        unit = "share of the channels" if variant.normalised is None else "1: two random masks"
+        panels[1][column].set_xlabel(f"threshold ({unit})")
     for axes in panels.flat:
         axes.grid(True, alpha=0.25)
         axes.set_ylim(bottom=0)
@@ -229,9 +233,21 @@ def threshold_curves(
     return figure
 
 
+def _farthest(ratio: float) -> float:
+    """The share of the channels in which two masks of ``ratio`` can differ."""
+    return 2 * min(ratio, 1 - ratio)
+
+
+def _no_limit(variant: Variant, thresholds: Sequence[float], ratios: Sequence[float]) -> str:
+    if variant.normalised is not None:
+        return ""
+    short = [ratio for ratio in ratios if _farthest(ratio) <= max(thresholds)]
+    return "".join(f"\nlines of p = {ratio:g} end: its masks differ by {_farthest(ratio):g} at most" for ratio in short)
+
+
 def _mean_verdict(histories: Sequence[ScoreHistory], variant: Variant, ratio: float) -> tuple[float, float]:
     nothing = float("nan"), float("nan")
-    if variant.normalised is None and variant.threshold >= 2 * min(ratio, 1 - ratio):  # no two masks differ more
+    if variant.normalised is None and variant.threshold >= _farthest(ratio):
         return nothing
     found = [verdict(history, variant, ratio) for history in histories]
     drawn: list[tuple[float, Closeness]] = [(of.fired, of.final) for of in found if of.fired is not None and of.final]

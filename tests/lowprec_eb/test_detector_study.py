@@ -256,6 +256,8 @@ def test_thresholds_that_say_nothing_are_not_drawn(runs):
     assert not np.isnan(normalised[0].get_ydata()[1])
     expected = np.mean([verdict(runs["fp32", seed], Variant("single", threshold=0.3), 0.5).fired for seed in (0, 1)])
     assert plain[2].get_ydata()[1] == expected
+    assert "p = 0.1 end: its masks differ by 0.2 at most" in figure.axes[0].get_title()
+    assert figure.axes[1].get_title() == "single / layer"
 
 
 # ---- the script --------------------------------------------------------------------------------------------------
@@ -274,6 +276,10 @@ def test_the_script_writes_what_it_found(tmp_path):
     assert {row["precision"] for row in rows} == {"fp32", "bfp8", "bf16"} and len(rows) == 3 * len(epoch_variants())
     tree = json.loads((folder / "study.json").read_text())
     assert {pair["runs"] for pair in tree["pairs"]} == {"fp32 and bfp8, one seed", "fp32 and bf16, one seed"}
+    balance = {row["detector"]: row for row in tree["balance"]}
+    own = [row for row in rows if row["rule"] == "single" and row["unit"] == "layer" and row["precision"] != "bf16"]
+    assert [row["fired_epochs"] for row in own].count("") == 2 - balance["single / layer, 0.2, 5 looks"]["fired"]
+    assert balance["none: 50 % of the schedule"]["epochs_mean"] == 4
     markdown = (folder / "study.md").read_text()
     fired = next(row for row in rows if row["precision"] == "fp32" and row["rule"] == "epi")["fired_epochs"]
     assert "| epi | " + ("never" if not fired else f"{float(fired):g}") in markdown
