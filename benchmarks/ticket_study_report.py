@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lowprec_eb.detector_study import RecordedRun, StudySettings
 from lowprec_eb.tickets import ScoreHistory
+from lowprec_eb.tickets.detectors import DETECTORS
 from lowprec_eb.tickets.verdicts import (
     NORMALISED_THRESHOLD,
     Variant,
@@ -171,7 +172,9 @@ def _all_tables(study: Study) -> dict[str, tuple[Heads, Lines]]:
             f"({_AT_ONCE} at the first look that the rule allows)"
         )
         found[title] = _firing_table(by_precision, study.settings.ratios)
-    title = "Over all ratios, precisions and seeds: epochs until the ticket, and its mask's distance to the last one (1: random)"
+    title = (
+        "Over all ratios, precisions and seeds: when the ticket, and its mask's distance to the last one (1: random)"
+    )
     found[title] = _balance_table(study)
     title = "Distance between the masks of two runs (1: random), and kept channels that are in the same layers"
     return {**found, title: _pair_table(study)}
@@ -258,7 +261,8 @@ def balance_rows(study: Study) -> list[dict[str, Any]]:
         said = [of for of in found if of.variant == variant]
         times = [of.fired for of in said if of.fired is not None]
         far = [of.final.by_layer for of in said if of.final is not None]
-        name = f"{variant.name}, {variant.threshold:g}, {variant.window} looks"
+        memory = DETECTORS[variant.rule](variant.window).memory
+        name = f"{variant.name}, {variant.threshold:g}, {min(variant.window, memory)} looks"
         rows.append(_balance(name, "yes" if variant.every else "", len(said), times, far))
     return rows
 

@@ -32,7 +32,7 @@ def _epoch_ticks() -> MaxNLocator:
 
 def mask_matrices(histories: Histories, ratios: Sequence[float], title: str, variant: Variant) -> Figure:
     """The distance between the masks of every two epochs (You et al. 2020, figure 3), in units of two random masks of
-    the ratio, of the first seed: a row for each precision, a column for each ratio, the ticket of ``variant`` marked."""
+    the ratio, for the first seed: a row for each precision, a column for each ratio, ``variant``'s ticket marked."""
     seed = next(iter(histories))[1]
     rows = {precision: history for (precision, of), history in histories.items() if of == seed}
     figure = new_figure(1.4 + 2.75 * len(ratios), 0.9 + 2.75 * len(rows))
