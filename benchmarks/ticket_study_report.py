@@ -173,7 +173,7 @@ def _all_tables(study: Study) -> dict[str, tuple[Heads, Lines]]:
         )
         found[title] = _firing_table(by_precision, study.settings.ratios)
     title = (
-        "Over all ratios, precisions and seeds: when the ticket, and its mask's distance to the last one (1: random)"
+        "Over all ratios, precisions and seeds: when the ticket, and how far its mask is from the last one (1: random)"
     )
     found[title] = _balance_table(study)
     title = "Distance between the masks of two runs (1: random), and kept channels that are in the same layers"
