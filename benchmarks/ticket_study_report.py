@@ -7,7 +7,7 @@ import io
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 from measuring import markdown_table
@@ -18,11 +18,14 @@ from torch import Tensor
 from lowprec_eb.detector_study import RecordedRun, StudySettings
 from lowprec_eb.tickets import ScoreHistory
 from lowprec_eb.tickets.detectors import DETECTORS
+from lowprec_eb.tickets.masks import Layout
 from lowprec_eb.tickets.verdicts import (
     NORMALISED_THRESHOLD,
+    PUBLISHED_WINDOW,
     Variant,
     Verdict,
     closeness,
+    epoch_masks,
     epoch_variants,
     last_mask,
     layout_of,
@@ -34,6 +37,7 @@ from lowprec_eb.tickets.verdicts import (
 
 _EPOCHS, _STEPS = "a look an epoch", "looks inside epochs"
 _AT_ONCE = "\N{DAGGER}"
+_APART = PUBLISHED_WINDOW - 1  # of the newest and the oldest mask of a window
 Heads = Sequence[str]
 Lines = list[list[str]]
 
@@ -164,6 +168,7 @@ def docs(study: Study) -> str:
 def _all_tables(study: Study) -> dict[str, tuple[Heads, Lines]]:
     found = {
         "The runs": _run_table(study),
+        f"Masks of neighbouring epochs, and {_APART} epochs apart: their distance (1: random)": _pace_table(study),
         "In hindsight: epochs after which no mask was farther than 0.2 from the last one": _hindsight_table(study),
     }
     for group, by_precision in study.by_precision().items():
@@ -200,6 +205,25 @@ def _run_table(study: Study) -> tuple[Heads, Lines]:
 
 def _ratio_heads(study: Study) -> list[str]:
     return [f"p = {ratio:g}" for ratio in study.settings.ratios]
+
+
+def _pace_table(study: Study) -> tuple[Heads, Lines]:
+    """Means over precisions and seeds, over the halves of each phase of one learning rate."""
+    own, lines = list(study.shown_histories.values()), []
+    masks = {ratio: [epoch_masks(history, ratio) for history in own] for ratio in study.settings.ratios}
+    layout = layout_of(own[0])
+    for begin, end in pairwise((0, *study.drops, study.epochs)):
+        half = (begin + end) // 2
+        for now in (range(begin, half), range(half, end)):
+            pairs = {n: [epoch for epoch in now if epoch - n >= begin] for n in (1, _APART)}
+            cells = [" / ".join(_pace(of, layout, *at) for at in pairs.items()) for of in masks.values()]
+            lines.append([f"{now.start + 1}-{now.stop}", *cells])
+    return ["epochs", *_ratio_heads(study)], lines
+
+
+def _pace(masks: Sequence[Tensor], layout: Layout, apart: int, epochs: Sequence[int]) -> str:
+    found = [closeness(of[epoch - apart], of[epoch], layout).by_layer for of in masks for epoch in epochs]
+    return f"{statistics.mean(found):.2f}" if found else "none"
 
 
 def _hindsight_table(study: Study) -> tuple[Heads, Lines]:
