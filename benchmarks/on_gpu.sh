@@ -5,7 +5,7 @@
 #   benchmarks/on_gpu.sh OUT [WHEELS]
 #
 # OUT receives small results only. WHEELS is a folder with wheels for what the machine lacks; nothing is downloaded.
-# DEVICE=cpu rehearses on a CPU.
+# DEVICE=cpu rehearses on a CPU. DATA_ROOT names a folder with CIFAR-10, for the study of detectors.
 set -uo pipefail
 out=${1:?"usage: benchmarks/on_gpu.sh OUT [WHEELS]"}
 device=${DEVICE:-cuda}
@@ -82,4 +82,14 @@ step_overhead "steps_${models[0]}_compiled" --models "${models[0]}" --compile "$
 piece digits python3 benchmarks/compare_energy.py --config configs/digits.yaml --device "$device" \
   --set workers=1 --out "$work/runs" || exit 1
 cp "$work"/runs/digits-*/{summary.json,summary.csv,report.txt,*.png} "$out"/
+if [ -n "${DATA_ROOT:-}" ]; then
+  studies=(paper_vgg16 paper_preresnet101) ; [ "$device" = cpu ] && studies=(digits)
+  for study in "${studies[@]}"; do
+    piece "study_$study" python3 benchmarks/ticket_study.py "configs/studies/$study.yaml" --device "$device" \
+      --data-root "$DATA_ROOT" --out "$work/runs" || exit 1
+    mkdir -p "$out/study_$study" && cp "$work/runs/study-$study"/* "$out/study_$study"/
+  done
+else
+  echo "study of detectors: DATA_ROOT is not given"
+fi
 echo "all pieces are done"
