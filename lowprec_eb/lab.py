@@ -106,6 +106,7 @@ class Lab(ABC):
     def __init__(self, settings: LabSettings, task: Task, profile: HardwareProfile, seed: int) -> None:
         self.settings, self.task, self.profile, self.seed = settings, task, profile, seed
         self.tickets = settings.ticket
+        self.tickets.check_deadline(sum(task.batch_sizes("train").values()))
         self.example = torch.zeros(2, *task.input_shape)
         self.finished: dict[str, StageResult] = {}
         self._dense = self._build(seed)

@@ -71,7 +71,11 @@ class StageSearch:
             drawn = detector.update(self.model, self.optimizer.precision.name, epoch=self._epoch + 1)
         except NaNScores as error:
             step = (self._step - 1) % self.steps_per_epoch
-            event = Instability(self._epoch, step, "", "score", "", "nan", math.nan, "stop")
+            assert detector.scores is not None
+            nan = bool(detector.scores.isnan().any())
+            event = Instability(
+                self._epoch, step, "", "score", "", "nan" if nan else "inf", math.nan if nan else math.inf, "stop"
+            )
             raise Diverged(event, "lower training.learning_rate or raise the precision") from error
         if self.settings is not None and self.settings.also:
             for ratio in drawn:

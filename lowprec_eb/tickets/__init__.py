@@ -9,10 +9,10 @@ from lowprec_eb.tickets.equality import compact
 from lowprec_eb.tickets.groups import channel_groups
 from lowprec_eb.tickets.history import Replay, ScoreHistory, replay
 from lowprec_eb.tickets.importance import batch_norms, gamma_scores
-from lowprec_eb.tickets.masks import NaNScores, keep_largest, keep_random, keep_uniform, mask_distance
+from lowprec_eb.tickets.masks import NaNScores, check_finite, keep_largest, keep_random, keep_uniform, mask_distance
 from lowprec_eb.tickets.members import ChannelGroup, ChannelGroups, Member
 from lowprec_eb.tickets.score_settings import ScoreSettings, scoring
-from lowprec_eb.tickets.scores import SCORES, check_finite, scorer
+from lowprec_eb.tickets.scores import SCORES, scorer
 from lowprec_eb.tickets.shrinking import Shrinking, macs_per_channel
 from lowprec_eb.tickets.ticket import Ticket, draw_by_gamma
 

@@ -18,10 +18,9 @@ from lowprec_eb.recipes import precision as recipe
 from lowprec_eb.tickets.calls import Inputs
 from lowprec_eb.tickets.compaction import Compaction
 from lowprec_eb.tickets.foresight import Removed
-from lowprec_eb.tickets.masks import Masks
+from lowprec_eb.tickets.masks import Masks, check_finite
 from lowprec_eb.tickets.members import ChannelGroup
 from lowprec_eb.tickets.ranking import Ranking, Widths
-from lowprec_eb.tickets.scores import check_finite
 from lowprec_eb.tickets.shrinking import Shrinking
 from lowprec_eb.tickets.ticket import Ticket
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,12 +12,10 @@ from torch import Tensor, nn
 from lowprec_eb.tickets.detectors import DETECTORS, Normalisation, RuleName, TicketSettings, Watch
 from lowprec_eb.tickets.detectors.watch import Candidate
 from lowprec_eb.tickets.importance import gamma_scores
-from lowprec_eb.tickets.masks import Layout, check_scores, flatten, rank
+from lowprec_eb.tickets.masks import Layout, check_finite, flatten, rank
 from lowprec_eb.tickets.members import ChannelGroup
+from lowprec_eb.tickets.scores import Scorer, Scores
 from lowprec_eb.tickets.ticket import Ticket
-
-Scores = Mapping[str, Tensor]
-Scorer = Callable[[nn.Module], Scores]
 
 
 class _Search:
@@ -78,9 +76,12 @@ class _Search:
         assert self._average is not None and self.layout is not None
         values, order = rank(self._average, self.layout)
         parts = [watch.compare(order, self.layout) for watch in watches]
-        differ, *numbers = torch.cat([values[:1] > values[-1:], *(t for part in parts for t in part)]).tolist()
-        if not differ:  # a NaN, or an untrained state: there is no largest score, and so no mask to compare
-            check_scores(values)
+        ends = torch.stack([values[0], values[-1]])
+        flags = ends.isfinite().all()[None], values[:1] > values[-1:]
+        finite, differ, *numbers = torch.cat([*flags, *(t for part in parts for t in part)]).tolist()
+        if not finite:
+            check_finite(self.layout.split(self._average))  # names the group
+        if not differ:  # an untrained state: there is no largest score, and so no mask to compare
             return {}
         fired = {}
         for watch, part in zip(watches, parts, strict=True):
@@ -122,11 +123,24 @@ class _Search:
             groups=self.groups,
         )
 
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What decides what the state means."""
+        return {
+            "class": type(self).__name__,
+            "ratios": [watch.ratio for watch in self._watches],
+            "rule": self.rule,
+            "window": self.window,
+            "threshold": self.threshold,
+            "normalised": self.normalised,
+            "score_momentum": self.score_momentum,
+        }
+
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed search needs to go on exactly: queues, distances, the moving average, the best so far."""
+        """What a resumed search needs to go on exactly: settings, queues, distances, the average, the best so far."""
         layout = self.layout
         return {
-            "rule": self.rule,
+            "settings": self._settings,
             "epoch": self.epoch,
             "looked": self.looked,
             "layout": None if layout is None else (layout.names, layout.widths),
@@ -138,10 +152,12 @@ class _Search:
         """Take over what :meth:`state_dict` of a search with the same settings gave.
 
         Raises:
-            ValueError: it is of another rule or of other ratios.
+            ValueError: it is of other settings; the message names them.
         """
-        if state["rule"] != self.rule or len(state["watches"]) != len(self._watches):
-            raise ValueError(f"the state of a search with rule {state['rule']!r} and {len(state['watches'])} ratios")
+        theirs = state["settings"]
+        if differing := [name for name, value in self._settings.items() if theirs[name] != value]:
+            pairs = ", ".join(f"{name} {theirs[name]!r} (here {self._settings[name]!r})" for name in differing)
+            raise ValueError(f"this is the state of a search with {pairs}: make the detector with the same settings")
         self.epoch, self.looked, self._average = state["epoch"], state["looked"], state["average"]
         self.layout = None if state["layout"] is None else Layout(*state["layout"])
         for watch, of in zip(self._watches, state["watches"], strict=True):
@@ -201,7 +217,7 @@ class EarlyBird(_Search):
         epoch).
 
         Raises:
-            NaNScores: a score is NaN.
+            NaNScores: a score is NaN or infinite.
             ValueError: the scores are of other layers than before, or than the groups.
         """
         return self.observe(self.scorer(model), precision, epoch=epoch)

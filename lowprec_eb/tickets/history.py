@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lowprec_eb import checkpoints
 from lowprec_eb.tickets.detectors import Normalisation, RuleName
-from lowprec_eb.tickets.early_bird import EarlyBird, Scores
+from lowprec_eb.tickets.early_bird import EarlyBird
 from lowprec_eb.tickets.masks import Layout
+from lowprec_eb.tickets.scores import Scores
 from lowprec_eb.tickets.ticket import Ticket
 
 _KIND = "score history"

@@ -80,7 +80,7 @@ def rank(flat: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
 
     The best channel of each layer comes first, so that no layer is emptied; then by score. Equal scores are told apart
     by a fixed rule: earlier layers, then lower channel numbers, come first. Runs on the device of ``flat`` (channels,)
-    and waits for nothing; a NaN is the first of the sorted scores.
+    and waits for nothing. The first and the last of the sorted scores are finite only if all are.
     """
     values, order = flat.sort(descending=True, stable=True)
     constants = _constants(layout.widths, flat.device)
@@ -105,24 +105,29 @@ def keep_largest(scores: Mapping[str, Tensor], ratio: float) -> dict[str, Tensor
 
     Raises:
         ValueError: ``ratio`` is outside [0, 1).
-        NaNScores: a score is NaN; a ValueError, too.
+        NaNScores: a score is NaN or infinite; a ValueError, too.
     """
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio must be in [0, 1): the share of channels to drop, got {ratio}")
     layout = Layout.of(scores)
-    values, order = rank(flatten(scores), layout)
-    check_scores(values)
+    _, order = rank(flatten(scores), layout)
+    check_finite(scores)
     return layout.split(keep_first(order, layout.kept(ratio), layout))
 
 
 class NaNScores(ValueError):
-    """A score that cannot be ranked."""
+    """A score that is NaN or infinite, and so cannot be ranked."""
 
 
-def check_scores(ranked: Tensor) -> None:
-    """Raise NaNScores if there is a NaN among the sorted scores of :func:`rank`."""
-    if ranked[0].isnan():
-        raise NaNScores("a channel score is NaN: the training that produced it diverged")
+def check_finite(scores: Mapping[str, Tensor]) -> None:
+    """Raise NaNScores for a score that is NaN or infinite, naming the group; waits for the device once."""
+    finite = torch.stack([score.isfinite().all() for score in scores.values()]).tolist()
+    bad = [name for name, fine in zip(scores, finite, strict=True) if not fine]
+    if bad:
+        raise NaNScores(
+            f"the scores of group {bad[0]!r} ({len(bad)} of {len(scores)} groups) hold NaN or infinity: "
+            "the training that produced them diverged"
+        )
 
 
 def keep_uniform(widths: Mapping[str, int], ratio: float) -> dict[str, Tensor]:

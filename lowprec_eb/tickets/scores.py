@@ -1,7 +1,7 @@
 """Scores: how much a channel matters, by several criteria of the literature.
 
 Each is a callable, model -> scores: group -> (channels,) float on the model's device, larger is more important. None
-waits for the device; :func:`check_finite` does, once. ``groups`` are coupled channel groups
+waits for the device; :func:`lowprec_eb.tickets.check_finite` does, once. ``groups`` are coupled channel groups
 (:func:`lowprec_eb.channel_groups`); None means one group per BatchNorm2d, as in the early-bird paper.
 
 What several layers write is one channel, so their shares are put together: magnitudes (gamma, weight norms) by their
@@ -27,7 +27,6 @@ from lowprec_eb.precision import nearest
 from lowprec_eb.tickets.calls import Inputs
 from lowprec_eb.tickets.graph import BATCH_NORMS
 from lowprec_eb.tickets.importance import batch_norms
-from lowprec_eb.tickets.masks import NaNScores
 from lowprec_eb.tickets.members import ChannelGroup, Member
 from lowprec_eb.tickets.shrinking import macs_per_channel
 
@@ -276,17 +275,6 @@ def scorer(
     if name not in SCORES:
         raise ValueError(f"unknown score {name!r}{nearest(name, SCORES) or '; known are ' + ', '.join(SCORES)}")
     return SCORES[name](Given(groups, example_inputs, loss, seed))
-
-
-def check_finite(scores: Scores) -> None:
-    """Raise NaNScores for a score that is NaN or infinite, naming the group; waits for the device once."""
-    finite = torch.stack([score.isfinite().all() for score in scores.values()]).tolist()
-    bad = [name for name, fine in zip(scores, finite, strict=True) if not fine]
-    if bad:
-        raise NaNScores(
-            f"the scores of group {bad[0]!r} ({len(bad)} of {len(scores)} groups) hold NaN or infinity: "
-            "the training that produced them diverged"
-        )
 
 
 # ---- a group's tensors ----------------------------------------------------------------------------------------------

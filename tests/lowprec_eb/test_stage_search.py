@@ -182,16 +182,17 @@ def test_every_ratio_has_the_state_of_its_own_time(tiny, task, tmp_path):
     assert together.state is together.drawn[0.4][1] and together.ticket is not None
 
 
-def test_scores_that_are_not_a_number_end_the_stage_as_diverged(tiny, task, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("bad", "message"), [("nan", "score is NaN"), ("inf", "score is infinite")])
+def test_scores_that_are_not_finite_end_the_stage_as_diverged(tiny, task, tmp_path, monkeypatch, bad, message):
     plain = stage_module.StageRun.before_batch
 
     def poisoned(run, samples):
         plain(run, samples)
         if run.tally.steps() == 3:  # the loss of this step is finite, and what it leaves behind is not
-            run.optimizer.inner.param_groups[0]["weight_decay"] = float("nan")
+            run.optimizer.inner.param_groups[0]["weight_decay"] = float(bad)
 
     monkeypatch.setattr(stage_module.StageRun, "before_batch", poisoned)
-    with pytest.raises(StageDiverged, match="score is NaN in epoch 0, step 2") as caught:
+    with pytest.raises(StageDiverged, match=f"{message} in epoch 0, step 2") as caught:
         search(lab(tiny, task, tmp_path))
     assert isinstance(caught.value.__cause__, Diverged)
     assert [row.samples for row in caught.value.rows] == [96]
@@ -201,6 +202,23 @@ def test_gammas_that_do_not_move_give_no_ticket(tiny, task, tmp_path, monkeypatc
     monkeypatch.setattr("lowprec_eb.tickets.score_settings.gamma_scores", lambda model: {"a": torch.ones(4)})
     with pytest.raises(ValueError, match="scores of all channels were equal at every look"):
         search(lab(tiny, task, tmp_path, replace(INSIDE, check_every=None)))
+
+
+@pytest.mark.parametrize(
+    ("rule", "looks"), [("window", 5), ("consecutive", 6), ("single", 2), ("pairwise", 5), ("epi", 11)]
+)
+def test_a_deadline_is_refused_only_where_the_rule_cannot_fire_by_it(tiny, task, tmp_path, rule, looks):
+    """With one look an epoch the settings themselves say so; else the lab does, which knows the steps."""
+    longer = replace(tiny, training=replace(tiny.training, epochs=20))
+    message = f"cannot fire before the look {looks}"
+    replace(longer, ticket=TicketSettings(rule=rule, deadline=looks))
+    with pytest.raises(ValueError, match=message):
+        replace(longer, ticket=TicketSettings(rule=rule, deadline=looks - 1))
+    inside = TicketSettings(rule=rule, deadline=4, check_every=4 * STEPS // looks)
+    lab(replace(tiny, ticket=inside), task, tmp_path, inside)
+    seldom = replace(inside, check_every=inside.check_every + 1)
+    with pytest.raises(ValueError, match=rf"looks every {seldom.check_every} of {STEPS} steps an epoch: .*{message}"):
+        lab(tiny, task, tmp_path, seldom)
 
 
 def test_a_plan_charges_as_many_looks_as_the_deadline_allows(tiny, task, tmp_path):
@@ -234,7 +252,8 @@ def test_a_replay_says_what_the_live_search_said(digits, rule, every, tmp_path):
     bench, history = digits
     history.save(tmp_path / "scores.safetensors")
     history = ScoreHistory.load(tmp_path / "scores.safetensors")
-    options = {"threshold": 0.1, "window": 3, "score_momentum": 0.5, "rule": rule}
+    window = 2 if rule == "epi" else 3  # it looks back further, and there are eight looks
+    options = {"threshold": 0.1, "window": window, "score_momentum": 0.5, "rule": rule}
     settings = TicketSettings(ratio=0.4, deadline=10, check_every=every, **options)
     live_bench = TrainingLab(
         replace(bench.settings, ticket=settings), bench.task, load_profile("45nm"), 0, tmp_path, "run"

@@ -64,6 +64,21 @@ class TicketSettings:
         if self.normalised is not None and not DETECTORS[self.rule].uses_masks:
             raise ValueError(f"normalised is for rules that compare masks; {self.rule!r} compares widths: leave it out")
 
+    def check_deadline(self, steps_per_epoch: int) -> None:
+        """Raise ValueError if the rule cannot fire by the deadline, however settled the masks are."""
+        looks = self.looks(self.deadline, steps_per_epoch)
+        if looks < self.memory:
+            every = "" if self.check_every is None else f" every {self.check_every} of {steps_per_epoch} steps an epoch"
+            raise ValueError(
+                f"ticket.deadline ({self.deadline} epochs) allows {looks} looks{every}: the {self.rule!r} rule with "
+                f"window {self.window} cannot fire before the look {self.memory}"
+            )
+
+    @property
+    def memory(self) -> int:
+        """How many looks the rule needs before it can fire."""
+        return DETECTORS[self.rule](self.window).memory
+
     @property
     def scoring(self) -> ScoreSettings:
         """What the ticket is of."""

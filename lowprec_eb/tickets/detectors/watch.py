@@ -28,9 +28,12 @@ class Candidate:
     def _rank(self) -> tuple[int, float]:
         return (len(self.distances), -max(self.distances, default=1.0))
 
-    def is_more_settled(self, other: Candidate) -> bool:
-        """A mask that was compared with more others counts as more settled; then the smaller largest distance."""
-        return self._rank >= other._rank
+    def is_more_settled(self, earlier: Candidate) -> bool:
+        """A mask that was compared with more others counts as more settled; then the smaller largest distance.
+
+        Of two that are equally settled the later one does: more training stands behind it.
+        """
+        return self._rank >= earlier._rank
 
 
 class Watch:
@@ -103,15 +106,12 @@ class Watch:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "ratio": self.ratio,
             "masks": self.masks,
             "looks": [(look.distances, look.widths) for look in self.looks],
             "best": None if self.best is None else dict(self.best.__dict__),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if state["ratio"] != self.ratio:
-            raise ValueError(f"the state of a detector for ratio {state['ratio']}, not {self.ratio}")
         self.masks, self.mask = state["masks"], None
         self.looks = [Look(*look) for look in state["looks"]]
         self.best = None if state["best"] is None else Candidate(**state["best"])
