@@ -5,7 +5,7 @@
 """
 
 from lowprec_eb.averaging import WeightAverage
-from lowprec_eb.draw import draw_ticket
+from lowprec_eb.draw import CutError, draw_ticket
 from lowprec_eb.formats import (
     BF16,
     FP4_E2M1,
@@ -70,6 +70,7 @@ __all__ = [
     "NVFP4",
     "TF32",
     "BlockFloat",
+    "CutError",
     "Diverged",
     "DrawnTicket",
     "EarlyBird",

@@ -54,18 +54,11 @@ class Search:
         """What the detector saw, by ratio."""
         history, ticket = self.stage.history, self.config.ticket
         assert history is not None
-        found = {}
-        for ratio in ticket.ratios:
-            detector = EarlyBird(
-                ratio,
-                ticket.threshold,
-                ticket.window,
-                ticket.rule,
-                normalised=ticket.normalised,
-                score_momentum=ticket.score_momentum,
-            )
-            found[f"ratio {ratio:g}"] = replay(history, detector, every=ticket.check_every)
-        return found
+        of_one = {ratio: EarlyBird.from_settings(replace(ticket, ratio=ratio, also=())) for ratio in ticket.ratios}
+        return {
+            f"ratio {ratio:g}": replay(history, detector, every=ticket.check_every)
+            for ratio, detector in of_one.items()
+        }
 
 
 def run_search(

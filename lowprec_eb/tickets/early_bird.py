@@ -210,6 +210,22 @@ class EarlyBird(_Search):
         super().__init__((ratio,), threshold, window, rule, groups, scorer, normalised, score_momentum)
         self.ratio = ratio
 
+    @classmethod
+    def from_settings(
+        cls, settings: TicketSettings, scorer: Scorer | None = None, groups: Sequence[ChannelGroup] | None = None
+    ) -> EarlyBird:
+        """That of ``settings.ratio``."""
+        return cls(
+            settings.ratio,
+            settings.threshold,
+            settings.window,
+            settings.rule,
+            groups,
+            scorer=scorer,
+            normalised=settings.normalised,
+            score_momentum=settings.score_momentum,
+        )
+
     def update(self, model: nn.Module, precision: str | None = None, *, epoch: int | None = None) -> Ticket | None:
         """Look at the model, once an epoch or more often; the ticket if it has appeared.
 

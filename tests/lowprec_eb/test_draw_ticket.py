@@ -6,37 +6,15 @@ import inspect
 import pytest
 import torch
 import zoo
+from own_loop import Loop, draw, residual_net, small_net
 from torch import nn
 
 import energy_models as em
 import lowprec_eb as lp
 from lowprec_eb.layers import LoweredModule
-from lowprec_eb.models import PreResNetSettings, build_model
-from lowprec_eb.tickets import Budget, BudgetError, DrawnTicket, NaNScores, keep_largest, keep_uniform, scorer
+from lowprec_eb.tickets import Budget, BudgetError, keep_largest, scorer
 from lowprec_eb.tickets import draw as draw_once
 from lowprec_eb.tickets.masks import Layout
-from lowprec_eb.tickets.savings import Savings
-from lowprec_eb.tickets.step_times import StepTimes, measure_steps
-from lowprec_eb.tickets.widths import layer_widths
-
-
-class Loop:
-    """A training loop as users have them: two steps an epoch, counted."""
-
-    def __init__(self, model, inputs, learning_rate=0.02):
-        self.inputs, self.epochs = inputs, 0
-        self.optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum=0.9)
-
-    def __call__(self, model):
-        model.train()
-        for _ in range(2):
-            self.step(model)
-        self.epochs += 1
-
-    def step(self, model):
-        self.optimizer.zero_grad()
-        zoo.output_loss(model(self.inputs)).backward()
-        self.optimizer.step()
 
 
 def filter_norms(groups):
@@ -55,26 +33,6 @@ def filter_norms(groups):
         return found
 
     return scores
-
-
-def small_net(seed=0):
-    torch.manual_seed(seed)
-    net = nn.Sequential(
-        nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)
-    )
-    nn.init.uniform_(net[1].weight, 0.2, 1.5)
-    return net, torch.randn(6, 1, 8, 8)
-
-
-def residual_net():
-    model = build_model(PreResNetSettings(depth=8, width=8), (3, 16, 16), 5, seed=0)
-    return model, torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-
-
-def draw(model, inputs, loop=None, **settings):
-    loop = loop or Loop(model, inputs)
-    settings = {"max_epochs": 3, "window": 2, "threshold": 1.0} | settings
-    return lp.draw_ticket(model, loop, inputs, **settings)
 
 
 def same(one, other, scale=1e-5):
@@ -327,171 +285,6 @@ def test_a_budget_out_of_reach_is_known_before_the_search():
     with pytest.raises(BudgetError, match="the smallest ticket leaves"):
         draw(model, inputs, loop, budget=Budget("flops", 0.9, protect=("layer1*",)), groups="coupled")
     assert loop.epochs == 0
-
-
-# ---- times -------------------------------------------------------------------------------------------------------
-
-
-def test_measuring_changes_nothing():
-    model, inputs = small_net()
-    model.insert(3, nn.Dropout(0.5))
-    model.train()
-    drawn_to = DrawnTicket.of(lp.Ticket(keep_uniform({"1": 8}, 0.5), 0.5, 1), model, inputs)
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    random = torch.get_rng_state()
-    times = measure_steps(model, drawn_to.model, inputs, budget_s=0)
-    assert len(times.before_s) == len(times.after_s) == 5 and min(times.before_s + times.after_s) > 0
-    assert torch.equal(torch.get_rng_state(), random) and model.training
-    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_times_compare_round_by_round():
-    times = StepTimes((1.0, 2.0, 10.0, 4.0, 5.0), (0.5, 0.5, 5.0, 3.0, 2.5), "cpu", 1)
-    assert times.median_s == (4.0, 2.5) and (times.ratio.low, times.ratio.nominal, times.ratio.high) == (0.5, 0.5, 0.5)
-    assert StepTimes.from_tree(times.to_tree()) == times and "5 alternating rounds" in str(times)
-
-
-def test_savings_in_another_precision_are_those_of_the_lowered_model():
-    model, inputs = small_net()
-    savings = Savings.of(model, model, inputs, profile=em.load_profile("45nm"), precision="bfp8")
-    lp.lower(model, "bfp8")
-    assert savings.dense.step == em.count(model, inputs) and savings.precision == "bfp8"
-
-
-# ---- widths ------------------------------------------------------------------------------------------------------
-
-
-def test_widths_of_layers_of_every_kind():
-    class Odd(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.up = nn.ConvTranspose2d(6, 4, 2, groups=2)
-            self.grouped = nn.Conv2d(4, 8, 3, groups=4)
-            self.words = nn.Embedding(11, 8)
-            self.attention = nn.MultiheadAttention(8, 2)
-            self.head = nn.Linear(8, 11, bias=False)
-            self.head.weight = self.words.weight
-            self.bare = nn.Parameter(torch.zeros(3, 8))
-
-    model = Odd()
-    found = {layer.name: layer for layer in layer_widths(model, model)}
-    sides = {name: (layer.read[0], layer.written[1]) for name, layer in found.items()}
-    assert sides == {
-        "": (None, None),
-        "up": (6, 4),
-        "grouped": (4, 8),
-        "words": (None, 8),
-        "attention": (8, 8),
-        "attention.out_proj": (8, 8),
-        "head": (8, 11),
-    }
-    assert found["head"].parameters == (0, 0) and found["words"].parameters == (88, 88)  # tied
-    assert sum(layer.parameters[0] for layer in found.values()) == sum(p.numel() for p in model.parameters())
-
-
-# ---- what cannot work --------------------------------------------------------------------------------------------
-
-
-def idle(net):
-    """Trains nothing."""
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"ratio": 1.0}, "ratio must be between 0 and 1"),
-        ({"threshold": 0.0}, "threshold must be in"),
-        ({"rule": "windw"}, "unknown rule 'windw'"),
-        ({"window": 4}, "max_epochs must be at least 4: rule 'window' with window 4"),
-        ({"rule": "epi"}, "max_epochs must be at least 8"),
-        ({"groups": "couple"}, "groups must be None, 'coupled'"),
-        ({"score": "gama"}, "unknown score 'gama'"),
-        ({"sparsity": 0.1}, "give optimizer="),
-        ({"sparsity": -0.1, "optimizer": True}, "sparsity must be 0 or more"),
-        ({"precision": "bfp9"}, "bfp9"),
-        ({"profile": "46nm"}, "46nm"),
-    ],
-)
-def test_settings_that_are_refused_before_anything_is_trained(change, message):
-    model, inputs = small_net()
-    loop = Loop(model, inputs)
-    if "optimizer" in change:
-        change = change | {"optimizer": loop.optimizer}
-    with pytest.raises(ValueError, match=message):
-        draw(model, inputs, loop, **change)
-    assert loop.epochs == 0
-
-
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        (torch.zeros(2, 3, 8, 8), r"Sequential fails on example_inputs \(RuntimeError"),
-        (torch.utils.data.DataLoader([1]), "not a DataLoader"),
-        ("batch", "not a str"),
-        ((torch.zeros(2, 1, 8, 8), torch.zeros(2)), r"fails on example_inputs \(TypeError"),
-    ],
-)
-def test_inputs_of_the_wrong_kind(inputs, message):
-    model, own = small_net()
-    with pytest.raises(ValueError, match=message):
-        lp.draw_ticket(model, Loop(model, own), inputs)
-
-
-def test_a_model_without_anything_to_prune():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
-    with pytest.raises(ValueError, match=r"nothing that can be pruned with one group per BatchNorm2d .*coupled"):
-        lp.draw_ticket(model, idle, torch.zeros(2, 1, 8, 8))
-    with pytest.raises(ValueError, match=r"with coupled groups: 1 is an output of the model"):
-        lp.draw_ticket(model, idle, torch.zeros(2, 1, 8, 8), groups="coupled", score=lambda m: {})
-
-
-def test_a_loop_that_trains_nothing():
-    model, inputs = small_net()
-    with pytest.raises(ValueError, match="epoch 2 has not changed a single score"):
-        draw(model, inputs, idle)
-
-
-def test_a_loop_that_takes_something_else():
-    model, inputs = small_net()
-    with pytest.raises(ValueError, match=r"yours takes \(net, loader\).*Wrap it"):
-        draw(model, inputs, lambda net, loader: None)
-
-
-def test_scores_that_diverged():
-    model, inputs = small_net()
-
-    def diverge(net):
-        net[1].weight.data[2] = torch.nan
-
-    with pytest.raises(NaNScores, match="after 1 epochs a channel score is NaN"):
-        draw(model, inputs, diverge)
-
-
-def test_scores_that_never_differ():
-    model, inputs = small_net()
-    factor = iter((1.0, 2.0, 3.0))
-    with pytest.raises(ValueError, match="equal after each of 3 epochs"):
-        draw(model, inputs, lambda net: net[1].weight.data.fill_(next(factor)))
-
-
-def test_an_optimizer_that_cannot_come_along_is_known_early():
-    model, inputs = small_net()
-    other = torch.optim.SGD(nn.Linear(3, 3).parameters(), 0.1)
-    loop = Loop(model, inputs)
-    with pytest.raises(ValueError, match="2 parameters are not of the given model"):
-        draw(model, inputs, loop, optimizer=other)
-    assert loop.epochs == 0
-    loop.optimizer.state[model[0].weight]["odd"] = torch.zeros(7)
-    with pytest.raises(ValueError, match=r"0\.weight/odd: a state of shape \(7,\)"):
-        draw(model, inputs, loop, optimizer=loop.optimizer)
-    assert loop.epochs == 0
-
-
-def test_scores_of_other_groups_are_refused():
-    model, inputs = zoo.build("resnet18")
-    with pytest.raises(ValueError, match="the scorer gave scores of"):
-        draw(model, inputs, groups="coupled", score=lambda net: {"conv1": torch.rand(8)})
 
 
 def test_every_argument_is_documented():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Integral, Real
+from typing import Any, Literal
 
 from lowprec_eb.tickets.detectors.rules import DETECTORS, RuleName
 from lowprec_eb.tickets.score_settings import Grouping, ScoreSettings, StandingScore
@@ -37,6 +38,7 @@ class TicketSettings:
     score: StandingScore = "gamma"
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         for ratio in self.ratios:
             if not 0 < ratio < 1:
                 raise ValueError(f"ratio must be between 0 and 1, got {ratio}")
@@ -51,6 +53,19 @@ class TicketSettings:
             raise ValueError(f"check_every must be at least 1 step, got {self.check_every}")
         if not 0 <= self.score_momentum < 1:
             raise ValueError(f"score_momentum must be in [0, 1), got {self.score_momentum}")
+
+    def _check_kinds(self) -> None:
+        numbers: dict[str, Any] = {name: getattr(self, name) for name in ("sparsity", "threshold", "score_momentum")}
+        numbers |= {"ratio": self.ratio} | {f"also[{place}]": ratio for place, ratio in enumerate(self.also)}
+        for name, value in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+        whole: dict[str, Any] = {"window": self.window, "deadline": self.deadline}
+        if self.check_every is not None:
+            whole["check_every"] = self.check_every
+        for name, value in whole.items():
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise TypeError(f"{name} must be a whole number, got {value!r}")
 
     def _check_rule(self) -> None:
         if not 0 < self.threshold <= 1:
