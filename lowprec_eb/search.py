@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -119,22 +119,29 @@ def saved_times(folder: Path) -> StepTimes | None:
 
 
 def write_search(search: Search, ratio: float, savings: Savings, folder: Path) -> list[Path]:
-    """Write ticket, smaller model, widths, pictures and, last of all, the result; return their paths."""
+    """Write ticket, smaller model, widths, pictures and, last of all, the result, which says that the others are whole.
+    Where it is there, only what is missing is written. Return the paths of what was."""
     drawn = search.drawn[ratio]
-    ticket, model, table, result = (folder / name for name in (TICKET_FILE, MODEL_FILE, "widths.csv", RESULT_FILE))
-    drawn.ticket.save(ticket)
     state = {name: tensor.cpu() for name, tensor in drawn.model.state_dict().items()}
-    checkpoints.save(model, state, {"model": to_plain(search.config.model), "widths": drawn.ticket.widths})
-    checkpoints.write_text(table, _csv(drawn.rows()))
+    meta = {"model": to_plain(search.config.model), "widths": drawn.ticket.widths}
     title = f"{search.config.name}, {search.precision}, seed {search.seed}"
-    pictures = {
-        "widths.png": widths_picture(drawn.layers(), f"{title}, ratio {ratio:g}: before and after"),
-        "distances.png": detector_curves(search.replays(), f"{title}: rule {search.config.ticket.rule}"),
+    of_widths, of_distances = (
+        f"{title}, ratio {ratio:g}: before and after",
+        f"{title}: rule {search.config.ticket.rule}",
+    )
+    writers: dict[str, Callable[[Path], object]] = {
+        TICKET_FILE: drawn.ticket.save,
+        MODEL_FILE: lambda path: checkpoints.save(path, state, meta),
+        "widths.csv": lambda path: checkpoints.write_text(path, _csv(drawn.rows())),
+        "widths.png": lambda path: save_picture(widths_picture(drawn.layers(), of_widths), path),
+        "distances.png": lambda path: save_picture(detector_curves(search.replays(), of_distances), path),
+        RESULT_FILE: lambda path: checkpoints.write_text(path, _result(search, ratio, savings)),
     }
-    for name, figure in pictures.items():
-        save_picture(figure, folder / name)
-    checkpoints.write_text(result, json.dumps(_tree(search, ratio, savings), indent=2) + "\n")
-    return [ticket, model, table, *(folder / name for name in pictures), result]
+    finished = (folder / RESULT_FILE).exists()
+    wanted = [folder / name for name in writers if not (finished and (folder / name).exists())]
+    for path in wanted:
+        writers[path.name](path)
+    return wanted
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
@@ -145,11 +152,11 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _tree(search: Search, ratio: float, savings: Savings) -> dict[str, Any]:
+def _result(search: Search, ratio: float, savings: Savings) -> str:
     drawn, bill = search.drawn[ratio], totals(search.stage.rows)
     assert savings.times is not None
     ticket = drawn.ticket
-    return {
+    tree = {
         "name": search.config.name,
         "stage": search.stage.key,
         "seed": search.seed,
@@ -176,3 +183,4 @@ def _tree(search: Search, ratio: float, savings: Savings) -> dict[str, Any]:
         "config": to_plain(search.config),
         "versions": versions(),
     }
+    return json.dumps(tree, indent=2) + "\n"

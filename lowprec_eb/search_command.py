@@ -47,7 +47,7 @@ def _run(config: Config, out: Path, precision: str, seed: int | None, console: C
 
 
 def _show(found: Search, ratio: float, folder: Path, console: Console, everything: bool) -> None:
-    """Print one ticket; write its files unless a finished search has done so."""
+    """Print one ticket; write its files, or what is missing of those of a finished search."""
     drawn, times = found.drawn[ratio], saved_times(folder)
     savings = drawn.savings(times)
     console.print(Text(f"{found.config.name}, {found.precision}, seed {found.seed}, ratio {ratio:g}", style="bold"))
@@ -59,8 +59,9 @@ def _show(found: Search, ratio: float, folder: Path, console: Console, everythin
     priced = f"energies are of {found.precision} under {savings.profile}; times of plain float32 on this machine"
     for line in [*drawn.notes(), cost, priced, str(savings.times)]:
         console.print(Text(f"- {line}"))
-    if times is None:
-        files = write_search(found, ratio, savings, folder)
-        console.print(f"{len(files)} files in {folder}", highlight=False, markup=False, soft_wrap=True)
-    else:
-        console.print(f"read from {folder}", highlight=False, markup=False, soft_wrap=True)
+    files = write_search(found, ratio, savings, folder)
+    said = f"{len(files)} files in {folder}"
+    if times is not None:
+        again = f"; written anew: {', '.join(file.name for file in files)}" if files else ""
+        said = f"read from {folder}{again}"
+    console.print(said, highlight=False, markup=False, soft_wrap=True)

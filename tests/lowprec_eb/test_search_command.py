@@ -117,6 +117,24 @@ def test_a_finished_one_is_only_read(finished, config, monkeypatch):
     assert again.output.splitlines()[:-1] == [line for line in text.splitlines() if "search epoch" not in line][:-1]
 
 
+def test_files_that_are_gone_are_written_anew(finished, config, monkeypatch):
+    folder = folder_of(finished[0])
+    kept = (folder / "result.json").read_bytes()
+    before = {name: (folder / name).read_bytes() for name in FILES if not name.endswith("png")}
+    lost = [name for name in FILES if name not in ("result.json", "widths.csv")]
+    for name in lost:
+        (folder / name).unlink()
+    untouched = (folder / "widths.csv").stat().st_mtime_ns
+    monkeypatch.setattr(StageRun, "_train", None)
+    again = call("search", config, "--out", finished[0])
+    assert again.exit_code == 0, again.output
+    *_, last = again.output.splitlines()
+    assert last == f"read from {folder}; written anew: ticket.safetensors, model.safetensors, widths.png, distances.png"
+    assert sorted(path.name for path in folder.iterdir()) == FILES and (folder / "result.json").read_bytes() == kept
+    assert all((folder / name).read_bytes() == content for name, content in before.items())
+    assert (folder / "widths.csv").stat().st_mtime_ns == untouched
+
+
 def test_its_stage_is_that_of_the_comparison(finished, config, monkeypatch):
     settings = load_config(config)
     task = make_task(settings.task, 0)
