@@ -116,8 +116,11 @@ def plan_compaction(model: nn.Module, ticket: Ticket, example_inputs: Inputs) ->
     of a wider stream selects it.
 
     Raises:
+        TypeError: ``ticket`` is no ticket.
         ValueError: the ticket is of another model, or the model has no values (it is on the meta device).
     """
+    if not isinstance(ticket, Ticket):
+        raise TypeError(f"ticket must be a Ticket, got {type(ticket).__name__}; Ticket.load reads one from a file")
     ticket.check(model)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError(

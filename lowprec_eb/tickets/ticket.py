@@ -45,8 +45,11 @@ class Ticket:
 
     def __post_init__(self) -> None:
         for name, mask in self.masks.items():
-            if mask.dtype != torch.bool or mask.dim() != 1:
-                raise ValueError(f"{name}: a mask is bool (channels,), got {mask.dtype} of shape {tuple(mask.shape)}")
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.dim() != 1:
+                given = (
+                    f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+                )
+                raise ValueError(f"{name}: a mask is a bool tensor (channels,), got {given}")
         if self.groups is None:
             return
         object.__setattr__(self, "groups", tuple(self.groups))

@@ -39,7 +39,13 @@ def test_tickets_are_compared_group_by_group():
         a.compare(lp.Ticket({"y": torch.ones(4, dtype=torch.bool)}, 0.5, 0))
 
 
-@pytest.mark.parametrize("mask", [torch.ones(4), torch.ones(2, 2, dtype=torch.bool)])
+@pytest.mark.parametrize("mask", [torch.ones(4), torch.ones(2, 2, dtype=torch.bool), [True, False]])
 def test_masks_are_flags_of_channels(mask):
-    with pytest.raises(ValueError, match=r"x: a mask is bool \(channels,\), got"):
+    with pytest.raises(ValueError, match=r"x: a mask is a bool tensor \(channels,\), got"):
         lp.Ticket({"x": mask}, 0.5, 0)
+
+
+def test_a_path_is_no_ticket():
+    model, inputs = zoo.build("lenet")
+    with pytest.raises(TypeError, match="must be a Ticket, got str; Ticket.load"):
+        lp.compact(model, "ticket.safetensors", inputs)
