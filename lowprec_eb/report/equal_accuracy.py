@@ -74,8 +74,8 @@ def energy_at_equal_accuracy(
     if len(points) < 2 or len(set(ratios)) < len(ratios):
         raise ValueError(f"a sweep needs two points or more, each of another ratio; got ratios {ratios}")
     points = sorted(points, key=lambda point: point.ratio)
-    everywhere = [set(point.accuracy) & set(point.energy) for point in points]
-    seeds = sorted(set(baseline_accuracy) & set(baseline_energy) & set.intersection(*everywhere))
+    everywhere = set(baseline_accuracy) & set(baseline_energy)
+    seeds = sorted(everywhere.intersection(*(set(point.accuracy) & set(point.energy) for point in points)))
     if not seeds:
         return NotReached(math.nan, "no seed", ())
     target = _mean(baseline_accuracy, seeds)

@@ -36,11 +36,14 @@ class ArmTest:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """Arms that differ in ``ratio`` alone, from the smallest to the largest, and where they reach a baseline."""
+    """Arms that differ in ``ratio`` alone, from the smallest to the largest, and where they reach a baseline.
+
+    ``result`` is None where two of them have one ratio: they must differ in something else, so they are no sweep.
+    """
 
     arms: tuple[str, ...]
     baseline: str
-    result: EqualAccuracy | NotReached
+    result: EqualAccuracy | NotReached | None
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,7 @@ def ratio_sweeps(arms: Iterable[ArmSummary]) -> list[tuple[ArmSummary, ...]]:
         if arm.ratio is not None:
             key = (arm.pipeline, arm.search_precision, arm.precision, arm.weights, arm.averaging)
             groups.setdefault(key, []).append(arm)
-    found = [sorted(group, key=lambda arm: arm.ratio or 0.0) for group in groups.values()]
-    return [tuple(group) for group in found if len({arm.ratio for arm in group}) == len(group) > 1]
+    return [tuple(sorted(group, key=lambda arm: arm.ratio or 0.0)) for group in groups.values() if len(group) > 1]
 
 
 def _adjusted(tests: Sequence[ArmTest]) -> list[ArmTest]:
@@ -126,10 +128,11 @@ def _holm_where_known(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def _sweep(arms: Sequence[ArmSummary], baseline: ArmSummary, level: float) -> SweepResult:
+    names = tuple(arm.arm for arm in arms)
+    if len({arm.ratio for arm in arms}) < len(arms):
+        return SweepResult(names, baseline.arm, None)
     points = [SweepPoint(arm.ratio or 0.0, *_by_seed(arm)) for arm in arms]
-    return SweepResult(
-        tuple(arm.arm for arm in arms), baseline.arm, energy_at_equal_accuracy(points, *_by_seed(baseline), level)
-    )
+    return SweepResult(names, baseline.arm, energy_at_equal_accuracy(points, *_by_seed(baseline), level))
 
 
 def _by_seed(arm: ArmSummary) -> tuple[dict[int, float], dict[int, ModelledEnergy]]:

@@ -213,13 +213,6 @@ def find_arm(arms: Iterable[ArmSummary], pipeline: str, precision: str) -> ArmSu
     return next(matches, None)
 
 
-def accuracy_difference(a: ArmSummary, b: ArmSummary) -> Spread | None:
-    """Test accuracy of ``a`` minus that of ``b`` (fractions), paired by seed; None without a common seed."""
-    of_b = {seed.seed: seed.test_accuracy for seed in b.seeds}
-    differences = [seed.test_accuracy - of_b[seed.seed] for seed in a.seeds if seed.seed in of_b]
-    return Spread.of(differences) if differences else None
-
-
 def _mean_over_seeds(comparison: Comparison, outcomes: list[Outcome]) -> ArmSummary:
     seeds = tuple(_of_seed(comparison, outcome) for outcome in sorted(outcomes, key=lambda outcome: outcome.seed))
     measured = [seed.measured_j for seed in seeds if seed.measured_j is not None]
