@@ -45,9 +45,10 @@ __all__ = [
 
 
 def write_report(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write report.txt, summary.csv, summary.json, baselines.csv and the pictures; return the paths of what was written.
+    """Write report.txt, summary.csv, summary.json, baselines.csv and the pictures; return the paths written.
 
-    There is no baselines.csv where no arm could be tested against another. A picture whose data is missing is not written; report.txt says so.
+    There is no baselines.csv where no arm could be tested against another. A picture whose data is missing is not
+    written; report.txt says so.
     """
     folder.mkdir(parents=True, exist_ok=True)
     report, table, tree = (folder / name for name in ("report.txt", "summary.csv", "summary.json"))

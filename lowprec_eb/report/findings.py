@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from energy_models.energy import ModelledEnergy, Range
 from lowprec_eb.report.equal_accuracy import EqualAccuracy, NotReached, SweepPoint, energy_at_equal_accuracy
 from lowprec_eb.report.equivalence import Equivalence, holm
-from lowprec_eb.report.intervals import Interval, ratio_interval
+from lowprec_eb.report.intervals import Interval, ratio_interval, t_interval
 from lowprec_eb.report.roles import assign_roles
 from lowprec_eb.report.saving import Saving, Unsplit, split_savings
 from lowprec_eb.report.summary import ArmSummary, Comparison, summarise
@@ -100,6 +100,24 @@ def arm_test(arm: ArmSummary, baseline: ArmSummary, comparison: Comparison) -> A
         energy_ratio=arm.energy.ratio_to(baseline.energy),
         energy_interval=ratio_interval(ratios, comparison.confidence),
     )
+
+
+def accuracy_interval(arm: ArmSummary, level: float) -> Interval | None:
+    """Of the mean test accuracy over seeds, a fraction; None for one seed."""
+    interval = t_interval([seed.test_accuracy for seed in arm.seeds], level)
+    return None if interval is None else interval.clipped(0.0, 1.0)
+
+
+def energy_interval(arm: ArmSummary, level: float) -> Interval | None:
+    """Of the mean nominal energy over seeds, in joules; None for one seed."""
+    interval = t_interval([seed.energy.nominal_j for seed in arm.seeds], level)
+    return None if interval is None else interval.clipped(0.0, float("inf"))
+
+
+def holds_for_all(test: ArmTest) -> bool:
+    """Whether equal or, where that is not established, not worse holds for all tests of the comparison together."""
+    adjusted = test.holm_equal if test.accuracy.verdict == "equal" else test.holm_not_worse
+    return test.accuracy.not_worse and adjusted is not None and adjusted <= 1 - test.accuracy.confidence
 
 
 def ratio_sweeps(arms: Iterable[ArmSummary]) -> list[tuple[ArmSummary, ...]]:

@@ -87,7 +87,7 @@ def _split(arms: Sequence[ArmSummary], baseline: ArmSummary, arm: ArmSummary, le
 
 def _missing(like: ArmSummary, precision: str, found: Sequence[ArmSummary]) -> str:
     if found:
-        return f"one arm like {like.arm} in {precision}, and there are {', '.join(other.arm for other in found)}"
+        return f"a single arm like {like.arm} in {precision} (there are {', '.join(other.arm for other in found)})"
     return f"an arm like {like.arm} in {precision}"
 
 

@@ -85,9 +85,9 @@ def _winner(comparison: Comparison, arms: tuple[ArmSummary, ...], winner: ArmSum
     tie = f" Equal to it in energy, and behind it in accuracy: {listed}." if equal else ""
     return [
         f"Lowest energy: {winner.arm}, with {energy_text(energy.nominal_j)} nominal ({energy_text(energy.low_j)} to "
-        f"{energy_text(energy.high_j)}) and {100 * winner.test_accuracy.mean:.2f} % test accuracy. It is the cheapest "
-        f"by nominal energy of the {len(enough)} of {len(arms)} arms whose mean test accuracy is within "
-        f"{points_text(comparison.margin)} of the most accurate arm ({best.arm}, "
+        f"{energy_text(energy.high_j)}) and {100 * winner.test_accuracy.mean:.2f} % test accuracy. It is the "
+        f"cheapest by nominal energy of the {len(enough)} of {len(arms)} arms whose mean test accuracy, which is no "
+        f"test, is within {points_text(comparison.margin)} of the most accurate arm ({best.arm}, "
         f"{100 * best.test_accuracy.mean:.2f} %).{tie}"
     ]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from lowprec_eb.report.equal_accuracy import NotReached
 from lowprec_eb.report.equivalence import Equivalence
-from lowprec_eb.report.findings import ArmTest, Findings, SweepResult, arm_test, find
+from lowprec_eb.report.findings import ArmTest, Findings, SweepResult, arm_test, find, holds_for_all
 from lowprec_eb.report.intervals import Interval
 from lowprec_eb.report.saving import Saving, Unsplit
 from lowprec_eb.report.summary import ArmSummary, Comparison, diverged_arms, summarise
@@ -51,7 +51,7 @@ def interval_text(interval: Interval, unit: str) -> str:
     """As "90 % interval -0.10 to +0.30"; in points for a fraction, or in units of a ratio."""
     level = f"{percent(interval.level)} interval"
     if interval.is_point:
-        return f"{level} a point"
+        return f"{level} a point, since all are equal"
     if unit == "points":
         return f"{level} {100 * interval.low:+.2f} to {100 * interval.high:+.2f}"
     return f"{level} x{three_digits(interval.low)} to x{three_digits(interval.high)}"
@@ -77,9 +77,10 @@ def _seeds(arms: Sequence[ArmSummary]) -> list[str]:
         return ["With one seed nothing is known about the spread over seeds, and no accuracy can be called equal."]
     ends = " to ".join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))
     return [
-        f"Seeds of an arm: {ends}. Behind ± stands the sample standard deviation; intervals are Student's t. They are of "
-        "other training runs on these very splits, and say nothing of other test examples. What the energy model leaves "
-        "open is another matter, and stands apart as low to high. Epochs were selected on the validation split."
+        f"Seeds of an arm: {ends}. Behind ± stands the sample standard deviation; intervals are Student's t. "
+        "They are of other training runs on these very splits, and say nothing of other test examples. What the energy "
+        "model leaves open is another matter, and stands apart as low to high. Epochs were selected on the "
+        "validation split."
     ]
 
 
@@ -101,10 +102,10 @@ def _against_baseline(comparison: Comparison, findings: Findings, base: ArmSumma
     groups: dict[str, list[str]] = {}
     for kind in ("equal", "better", "worse", "not worse", "not established"):
         groups[kind] = [test.arm for test in tests if verdict_text(test.accuracy) == kind]
-    told = [f"{kind}: {', '.join(names)}" for kind, names in groups.items() if names]
+    told = [f"{kind.capitalize()}: {', '.join(names)}" for kind, names in groups.items() if names]
     return [
         f"Test accuracy against {base.arm}, paired by seed, with a margin of {points_text(comparison.margin)}. "
-        f"{'; '.join(told)}.",
+        f"{'. '.join(told)}.",
         _cheapest_established(comparison, tests, base),
     ]
 
@@ -119,14 +120,11 @@ def _cheapest_established(comparison: Comparison, tests: Iterable[ArmTest], base
             f"lose less than {margin}."
         )
     best = min(enough, key=lambda test: test.energy_ratio.nominal)
-    assert best.holm_not_worse is not None
-    alpha = 1 - comparison.confidence
-    holds = "holds" if best.holm_not_worse <= alpha else "does not hold"
-    seeds = "" if best.energy_interval is None else f"; over seeds {interval_text(best.energy_interval, 'ratio')}"
+    held = "so it is established for all together too" if holds_for_all(best) else "so for all together it is not"
     return (
         f"Of the arms that are shown to lose less than {margin} against {base.arm}, {best.arm} needs least: "
-        f"{ratio_text(best.energy_ratio)} of its energy{seeds}. It was picked among several; after Holm's correction "
-        f"for all tests that it loses less than {margin} {holds} (p = {p_text(best.holm_not_worse)})."
+        f"{ratio_text(best.energy_ratio)} of its energy{_over_seeds(best.energy_interval)}. It was picked among "
+        f"several: corrected for all tests (Holm), p is {p_text(best.holm_not_worse)}, {held}."
     )
 
 
@@ -143,12 +141,12 @@ def _number_of_tests(comparison: Comparison, tests: Sequence[ArmTest]) -> list[s
         return []
     alpha = 1 - comparison.confidence
     equal = [test for test in made if test.accuracy.verdict == "equal"]
-    kept = [f"{test.arm} (against {test.baseline})" for test in equal if (test.holm_equal or 0.0) <= alpha]
+    kept = [f"{test.arm} (against {test.baseline})" for test in equal if holds_for_all(test)]
     hold = "holds" if len(kept) == 1 else "hold"
     listed = f": {', '.join(kept)}" if kept else ""
     return [
-        f"These are {len(made)} tests, each wrong with a probability of at most {percent(alpha)} by itself. For all "
-        f"together, of {len(equal)} verdicts of equality {len(kept)} {hold} after Holm's correction{listed}."
+        f"These are {len(made)} tests, each wrong with a probability of at most {percent(alpha)} by itself. "
+        f"For all together, of {len(equal)} verdicts of equality {len(kept)} {hold} after Holm's correction{listed}."
     ]
 
 
@@ -176,22 +174,21 @@ def _no_spread(comparison: Comparison, tests: Sequence[ArmTest]) -> list[str]:
 
 
 def _savings(arms: Sequence[ArmSummary], findings: Findings) -> list[str]:
-    """The arm of lowest energy that changes both, for each baseline; the table has the others."""
+    """The arm of lowest energy that can be split, for each baseline, and all that cannot."""
     energy = {arm.arm: arm.energy.nominal_j for arm in arms}
-    lines = []
+    lines, missing = [], dict[str, list[str]]()
     for base in findings.baselines:
-        found = [saving for saving in findings.savings if saving.baseline == base.arm]
-        if found:
-            lines.append(_saving(min(found, key=lambda saving: energy[saving.arm])))
-    return lines
+        split = [of for of in findings.savings if isinstance(of, Saving) and of.baseline == base.arm]
+        if split:
+            lines.append(_saving(min(split, key=lambda saving: energy[saving.arm])))
+    for saving in findings.savings:
+        if isinstance(saving, Unsplit):
+            missing.setdefault(saving.missing, []).append(f"{saving.arm} (against {saving.baseline})")
+    told = [f"{', '.join(names)}: {what} is missing" for what, names in missing.items()]
+    return [*lines, *([f"Cannot be split into ticket and bits. {'; '.join(told)}."] if told else [])]
 
 
-def _saving(saving: Saving | Unsplit) -> str:
-    if isinstance(saving, Unsplit):
-        return (
-            f"The energy of {saving.arm} against {saving.baseline} cannot be split into ticket and bits: that needs "
-            f"{saving.missing}."
-        )
+def _saving(saving: Saving) -> str:
     ticket, then_bits = (three_digits(factor.nominal) for factor in saving.ticket_first)
     bits, then_ticket = (three_digits(factor.nominal) for factor in saving.bits_first)
     return (
@@ -236,6 +233,6 @@ def _not_reached(result: NotReached) -> str:
         return f"not reached. No ratio of the sweep has its {100 * result.target:.2f} %."
     assert result.of_baseline is not None
     return (
-        f"below the sweep. Even the largest ratio is more accurate than its {100 * result.target:.2f} %, so it needs no "
-        f"more than {ratio_text(result.of_baseline)} of its energy; nothing is extrapolated."
+        f"below the sweep. Even the largest ratio is more accurate than its {100 * result.target:.2f} %, so it needs "
+        f"no more than {ratio_text(result.of_baseline)} of its energy; nothing is extrapolated."
     )

@@ -12,31 +12,27 @@ from rich.text import Text
 
 from energy_models.energy import ENDS, Range
 from lowprec_eb.report.equal_accuracy import EqualAccuracy
-from lowprec_eb.report.findings import ArmTest, Findings, SweepResult
-from lowprec_eb.report.intervals import Interval, t_interval
+from lowprec_eb.report.findings import (
+    ArmTest,
+    Findings,
+    SweepResult,
+    accuracy_interval,
+    energy_interval,
+    holds_for_all,
+)
+from lowprec_eb.report.intervals import Interval
 from lowprec_eb.report.saving import Saving, Unsplit
 from lowprec_eb.report.statistics_sentences import p_text, percent, points_text, verdict_text
 from lowprec_eb.report.summary import ArmSummary, Comparison
 from lowprec_eb.report.table_style import add_columns, new_table
 from lowprec_eb.report.units import Scale, ratio_text, three_digits
 
+_FOR_ALL = "\N{DOUBLE DAGGER}"
 _CAPTION = (
     "Equal: two one-sided tests, the {inner} interval lies within the margin on both sides. Not worse: above its lower "
-    "side. Better, worse: the {outer} interval lies off zero. p of Holm: adjusted for all tests of the comparison. "
-    "Energy over seeds: of the nominal one alone."
+    "side. Better, worse: the {outer} interval lies off zero. {mark}: holds for all tests together (Holm) as equal or "
+    "not worse. Energy over seeds: of the nominal one alone."
 )
-
-
-def accuracy_interval(arm: ArmSummary, level: float) -> Interval | None:
-    """Of the mean test accuracy over seeds, a fraction; None for one seed."""
-    interval = t_interval([seed.test_accuracy for seed in arm.seeds], level)
-    return None if interval is None else interval.clipped(0.0, 1.0)
-
-
-def energy_interval(arm: ArmSummary, level: float) -> Interval | None:
-    """Of the mean nominal energy over seeds, in joules; None for one seed."""
-    interval = t_interval([seed.energy.nominal_j for seed in arm.seeds], level)
-    return None if interval is None else interval.clipped(0.0, float("inf"))
 
 
 def statistics_tables(comparison: Comparison, arms: Sequence[ArmSummary], findings: Findings) -> list[Table]:
@@ -49,7 +45,8 @@ def statistics_tables(comparison: Comparison, arms: Sequence[ArmSummary], findin
         for base in findings.baselines
         if (tests := [test for test in findings.tests if test.baseline == base.arm])
     ]
-    savings = [_savings(findings.savings, comparison.confidence)] if findings.savings else []
+    split = [saving for saving in findings.savings if isinstance(saving, Saving)]
+    savings = [_savings(split, comparison.confidence)] if split else []
     return [_intervals(arms, comparison.confidence), *against, *savings]
 
 
@@ -79,14 +76,14 @@ def _against(comparison: Comparison, baseline: str, tests: Sequence[ArmTest]) ->
     inner, outer = percent(2 * comparison.confidence - 1), percent(comparison.confidence)
     table = new_table(
         f"Against {baseline}: is test accuracy equal within {points_text(comparison.margin)}, and what does it cost?",
-        _CAPTION.format(inner=inner, outer=outer),
+        _CAPTION.format(inner=inner, outer=outer, mark=_FOR_ALL),
     )
     numbers = (
         "pairs\n(left out)",
         "difference\n[points]",
         f"{inner} interval\n[points]",
-        "p equal\n(Holm)",
-        "p not worse\n(Holm)",
+        "p\nequal",
+        "p not\nworse",
         "energy of it\n(low-high)",
         f"over seeds\n{outer} interval",
     )
@@ -100,53 +97,49 @@ def _against_cells(test: ArmTest) -> tuple[str, ...]:
     result = test.accuracy
     return (
         test.arm,
-        verdict_text(result) + (" (no spread)" if result.no_spread else ""),
+        verdict_text(result) + (f" {_FOR_ALL}" if holds_for_all(test) else ""),
         f"{len(test.seeds)} ({len(test.dropped)})",
         "-" if result.mean is None else f"{100 * result.mean:+.2f}",
         _ends_text(result.interval, lambda value: f"{100 * value:+.2f}"),
-        f"{p_text(result.p_equal)} ({p_text(test.holm_equal)})",
-        f"{p_text(result.p_not_worse)} ({p_text(test.holm_not_worse)})",
+        p_text(result.p_equal),
+        p_text(result.p_not_worse),
         ratio_text(test.energy_ratio),
         _ends_text(test.energy_interval, three_digits),
     )
 
 
-def _savings(savings: Sequence[Saving | Unsplit], level: float) -> Table:
+def _savings(savings: Sequence[Saving], level: float) -> Table:
     caption = (
         "Factors of energy: nominal (low-high of the energy model). Ticket and bits: geometric mean over both orders, "
         "and its interval over seeds."
     )
     table = new_table("Savings split into ticket and bits", caption)
-    seeds = f"{percent(level)}\nover seeds"
-    numbers = ("whole", "ticket", seeds, "bits", seeds, "ticket first\n(ticket, bits)")
-    add_columns(table, ("arm", "of"), (*numbers, "bits first\n(bits, ticket)"))
+    seeds = f"{percent(level)} interval\nover seeds"
+    orders = ("ticket first\n(ticket, bits)", "bits first\n(bits, ticket)")
+    add_columns(table, ("arm", "of"), ("whole", "ticket", seeds, "bits", seeds, *orders))
     for saving in savings:
         table.add_row(*map(Text, _saving_cells(saving)))
     return table
 
 
-def _saving_cells(saving: Saving | Unsplit) -> tuple[str, ...]:
-    if isinstance(saving, Unsplit):
-        return saving.arm, saving.baseline, f"cannot be split: needs {saving.missing}", *("-" for _ in range(6))
+def _saving_cells(saving: Saving) -> tuple[str, ...]:
+    orders = (saving.ticket_first, saving.bits_first)
     return (
         saving.arm,
         saving.baseline,
-        ratio_text(saving.whole),
+        ratio_text(saving.whole, ends=False),
         ratio_text(saving.ticket),
         _ends_text(saving.ticket_interval, three_digits),
         ratio_text(saving.bits),
         _ends_text(saving.bits_interval, three_digits),
-        *(
-            ", ".join(ratio_text(factor, ends=False) for factor in order)
-            for order in (saving.ticket_first, saving.bits_first)
-        ),
+        *(", ".join(ratio_text(factor, ends=False) for factor in order) for order in orders),
     )
 
 
 def _ends_text(interval: Interval | None, text: Callable[[float], str]) -> str:
     if interval is None:
         return "-"
-    return "a point" if interval.is_point else f"{text(interval.low)} to {text(interval.high)}"
+    return "no spread" if interval.is_point else f"{text(interval.low)} to {text(interval.high)}"
 
 
 # ---- for files ---------------------------------------------------------------------------------------------------
@@ -210,14 +203,19 @@ def _test_cells(test: ArmTest) -> dict[str, Any]:
 def _saving_columns(saving: Saving | Unsplit | None) -> dict[str, Any]:
     """Empty for an arm that differs from the baseline in one way."""
     split = saving if isinstance(saving, Saving) else None
-    cells: dict[str, Any] = {"cannot_be_split": saving.missing if isinstance(saving, Unsplit) else None}
-    for name in ("ticket", "bits"):
-        cells |= _range_cells(f"{name}_factor", split and getattr(split, name))
-        cells |= _interval_cells(f"{name}_factor_seeds_{{end}}", split and getattr(split, f"{name}_interval"))
-    for name, order in (("ticket_first", ("ticket", "bits")), ("bits_first", ("bits", "ticket"))):
-        for place, factor in enumerate(order):
-            cells[f"{name}_{factor}_factor"] = split and getattr(split, name)[place].nominal
-    return cells
+    orders = ((None, None), (None, None)) if split is None else (split.ticket_first, split.bits_first)
+    (ticket_first, bits_second), (bits_first, ticket_second) = orders
+    return {
+        "cannot_be_split_without": saving.missing if isinstance(saving, Unsplit) else None,
+        **_range_cells("ticket_factor", None if split is None else split.ticket),
+        **_interval_cells("ticket_factor_seeds_{end}", None if split is None else split.ticket_interval),
+        **_range_cells("bits_factor", None if split is None else split.bits),
+        **_interval_cells("bits_factor_seeds_{end}", None if split is None else split.bits_interval),
+        "ticket_factor_ticket_first": ticket_first and ticket_first.nominal,
+        "bits_factor_ticket_first": bits_second and bits_second.nominal,
+        "bits_factor_bits_first": bits_first and bits_first.nominal,
+        "ticket_factor_bits_first": ticket_second and ticket_second.nominal,
+    }
 
 
 def _sweep_tree(sweep: SweepResult) -> dict[str, Any]:
@@ -235,8 +233,8 @@ def _sweep_tree(sweep: SweepResult) -> dict[str, Any]:
 
 
 def _range_cells(name: str, values: Range | None) -> dict[str, float | None]:
-    return {f"{name}_{end}": values and getattr(values, end) for end in ENDS}
+    return {f"{name}_{end}": None if values is None else getattr(values, end) for end in ENDS}
 
 
 def _interval_cells(name: str, interval: Interval | None) -> dict[str, float | None]:
-    return {name.format(end=end): interval and getattr(interval, end) for end in ("low", "high")}
+    return {name.format(end=end): None if interval is None else getattr(interval, end) for end in ("low", "high")}
