@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
@@ -30,6 +31,7 @@ from lowprec_eb.report.units import Scale
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 _ENDS = attrgetter("low"), attrgetter("high")
 _GREY = "#555555"
+_HALO = withStroke(linewidth=2.5, foreground="white", alpha=0.8)
 _REACH = 0.6  # of the span of means and margin, that intervals may add at either end
 
 
@@ -77,7 +79,7 @@ def _point(arm: ArmSummary, comparison: Comparison, findings: Findings, scale: S
         modelled=arm.energy.total_j * (1 / scale.factor),
         energy=_over_seeds(arm.energy.nominal_j, energy_interval(arm, level)) * (1 / scale.factor),
         accuracy=_over_seeds(arm.test_accuracy.mean, accuracy_interval(arm, level)) * 100,
-        filled=test is not None and test.accuracy.not_worse,
+        filled=arm.arm == (baseline and baseline.arm) or (test is not None and test.accuracy.not_worse),
     )
 
 
@@ -143,18 +145,18 @@ def _kinds(colours: dict[str, str], markers: dict[str, str]) -> list[Line2D]:
 def _signs(comparison: Comparison, findings: Findings) -> list[Artist]:
     """What bars, band and filling mean."""
     level = percent(comparison.confidence)
-    most = max(len(arm.seeds) for arm in summarise(comparison))
-    seeds = f"{level} interval over seeds" if most > 1 else "one seed: no interval"
+    known = any(len(arm.seeds) > 1 for arm in summarise(comparison))
+    seeds = f"{level} intervals over seeds: accuracy, nominal energy" if known else "one seed: no intervals over seeds"
     signs: list[Artist] = [
-        _entry(f"{seeds} (of accuracy, of nominal energy)" if most > 1 else seeds, "_", markeredgewidth=2),
-        Line2D([], [], color=_GREY, linewidth=0.7, alpha=0.6, label="energy model, low to high"),
+        Line2D([], [], color=_GREY, linewidth=2.0 if known else 0.0, label=seeds),
+        Line2D([], [], color=_GREY, linewidth=0.7, alpha=0.6, label="low to high of the energy model"),
     ]
     if findings.baselines:
         name, margin = findings.baselines[0].arm, points_text(comparison.margin)
         signs += [
+            Patch(color=_GREY, alpha=0.1, label=f"{name}: mean, {margin} to both sides"),
             _entry(f"shown to lose less than {margin} against {name}", "o"),
-            _entry("not shown", "o", markerfacecolor="white"),
-            Patch(color=_GREY, alpha=0.1, label=f"mean of {name}, and {margin} to both sides"),
+            _entry("not shown to", "o", markerfacecolor="white"),
         ]
     return signs
 
@@ -163,7 +165,9 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[_Point]) -> None:
     FigureCanvasAgg(figure)
     figure.draw_without_rendering()  # settles the layout, so that places on the canvas are known
     figure.set_layout_engine("none")
-    texts = [axes.text(0, 0, point.arm.arm, fontsize=8.5, transform=None, zorder=4) for point in points]
+    texts = [
+        axes.text(0, 0, point.arm.arm, fontsize=8.5, transform=None, zorder=4, path_effects=[_HALO]) for point in points
+    ]
     extents = [text.get_window_extent() for text in texts]
     canvas = _canvas(figure, axes, points)
     boxes = place_labels(canvas, np.array([(extent.width, extent.height) for extent in extents]) + 2 * canvas.unit)
