@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from energy_models.energy import Range
 from lowprec_eb.report.figures import COLOURS, diverged_text, new_figure
-from lowprec_eb.report.findings import Findings, accuracy_interval, energy_interval, find
+from lowprec_eb.report.findings import Findings, accuracy_interval, energy_interval, find, is_sweep, ratio_sweeps
 from lowprec_eb.report.intervals import Interval
 from lowprec_eb.report.label_placement import Canvas, leaders, place_labels
 from lowprec_eb.report.statistics_sentences import percent, points_text
@@ -61,11 +61,16 @@ def energy_accuracy(comparison: Comparison) -> Figure:
     axes = figure.add_subplot()
     for point in points:
         _draw(axes, point, colours[point.arm.precision_label], markers[point.arm.pipeline])
+    sweeps = [group for group in ratio_sweeps(arms) if is_sweep(group)]
+    for sweep in sweeps:
+        _join(axes, [point for point in points if point.arm in sweep])
     band = _draw_margin(axes, comparison, findings)
     _set_axes(axes, points, band, scale)
     axes.set_title(f"{comparison.name}: accuracy and energy, mean over seeds{diverged_text(comparison)}")
     figure.legend(handles=_kinds(colours, markers), loc="outside right upper", frameon=False)
-    figure.legend(handles=_signs(comparison, findings), loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(
+        handles=_signs(comparison, findings, bool(sweeps)), loc="outside lower center", ncols=2, frameon=False
+    )
     _label_points(figure, axes, points)
     return figure
 
@@ -99,6 +104,13 @@ def _draw(axes: Axes, point: _Point, colour: str, marker: str) -> None:
         )
     face = colour if point.filled else "white"
     axes.plot(x.nominal, y.nominal, marker, color=colour, markerfacecolor=face, markersize=8, zorder=3)
+
+
+def _join(axes: Axes, points: Iterable[_Point]) -> None:
+    """The line through the arms of a sweep, in the order of their ratios."""
+    path = sorted(points, key=lambda point: point.arm.ratio or 0.0)
+    x, y = ([getattr(point, of).nominal for point in path] for of in ("energy", "accuracy"))
+    axes.plot(x, y, color=_GREY, linewidth=1.0, linestyle=":", zorder=2)
 
 
 def _draw_margin(axes: Axes, comparison: Comparison, findings: Findings) -> tuple[float, ...]:
@@ -142,8 +154,8 @@ def _kinds(colours: dict[str, str], markers: dict[str, str]) -> list[Line2D]:
     return [_entry("Pipeline"), *pipelines, _entry(""), _entry("Precision"), *precisions]
 
 
-def _signs(comparison: Comparison, findings: Findings) -> list[Artist]:
-    """What bars, band and filling mean."""
+def _signs(comparison: Comparison, findings: Findings, joined: bool) -> list[Artist]:
+    """What bars, lines, band and filling mean."""
     level = percent(comparison.confidence)
     known = any(len(arm.seeds) > 1 for arm in summarise(comparison))
     seeds = f"{level} intervals over seeds: accuracy, nominal energy" if known else "one seed: no intervals over seeds"
@@ -151,6 +163,8 @@ def _signs(comparison: Comparison, findings: Findings) -> list[Artist]:
         Line2D([], [], color=_GREY, linewidth=2.0 if known else 0.0, label=seeds),
         Line2D([], [], color=_GREY, linewidth=0.7, alpha=0.6, label="low to high of the energy model"),
     ]
+    if joined:
+        signs.append(Line2D([], [], color=_GREY, linewidth=1.0, linestyle=":", label="one pipeline at several ratios"))
     if findings.baselines:
         name, margin = findings.baselines[0].arm, points_text(comparison.margin)
         signs += [

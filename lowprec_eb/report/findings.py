@@ -121,13 +121,18 @@ def holds_for_all(test: ArmTest) -> bool:
 
 
 def ratio_sweeps(arms: Iterable[ArmSummary]) -> list[tuple[ArmSummary, ...]]:
-    """Groups of two or more arms that differ in their ratio alone, each in ascending order of the ratio."""
+    """Groups of two or more arms that have a ratio and are described alike but for it, each in its ascending order."""
     groups: dict[tuple[str | None, ...], list[ArmSummary]] = {}
     for arm in arms:
         if arm.ratio is not None:
             key = (arm.pipeline, arm.search_precision, arm.precision, arm.weights, arm.averaging)
             groups.setdefault(key, []).append(arm)
     return [tuple(sorted(group, key=lambda arm: arm.ratio or 0.0)) for group in groups.values() if len(group) > 1]
+
+
+def is_sweep(group: Sequence[ArmSummary]) -> bool:
+    """Whether each arm of a group has another ratio; two of one ratio must differ in what their summaries lack."""
+    return len({arm.ratio for arm in group}) == len(group)
 
 
 def _adjusted(tests: Sequence[ArmTest]) -> list[ArmTest]:
@@ -147,7 +152,7 @@ def _holm_where_known(p_values: Sequence[float | None]) -> list[float | None]:
 
 def _sweep(arms: Sequence[ArmSummary], baseline: ArmSummary, level: float) -> SweepResult:
     names = tuple(arm.arm for arm in arms)
-    if len({arm.ratio for arm in arms}) < len(arms):
+    if not is_sweep(arms):
         return SweepResult(names, baseline.arm, None)
     points = [SweepPoint(arm.ratio or 0.0, *_by_seed(arm)) for arm in arms]
     return SweepResult(names, baseline.arm, energy_at_equal_accuracy(points, *_by_seed(baseline), level))

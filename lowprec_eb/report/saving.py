@@ -73,19 +73,23 @@ def _changes(arm: ArmSummary, baseline: ArmSummary) -> tuple[bool, bool]:
 
 def _split(arms: Sequence[ArmSummary], baseline: ArmSummary, arm: ArmSummary, level: float) -> Saving | Unsplit:
     single: list[ArmSummary] = []
-    for like, precision in ((baseline, arm.precision_label), (arm, baseline.precision_label)):
+    for like, bits_of in ((baseline, arm), (arm, baseline)):
         found = [
             other
             for other in arms
-            if same_but_for_precision(other) == same_but_for_precision(like) and other.precision_label == precision
+            if same_but_for_precision(other) == same_but_for_precision(like)
+            and other.precision_label == bits_of.precision_label
         ]
         if len(found) != 1:
-            return Unsplit(arm.arm, baseline.arm, _missing(like, precision, found))
+            return Unsplit(arm.arm, baseline.arm, _missing(like, bits_of, found))
         single += found
     return _saving(baseline, single[0], single[1], arm, level)
 
 
-def _missing(like: ArmSummary, precision: str, found: Sequence[ArmSummary]) -> str:
+def _missing(like: ArmSummary, bits_of: ArmSummary, found: Sequence[ArmSummary]) -> str:
+    precision = bits_of.precision_label
+    if like.search_precision is None and precision != bits_of.precision:
+        return f"a search in {like.arm}, which could have other bits than its training,"
     if found:
         return f"a single arm like {like.arm} in {precision} (there are {', '.join(other.arm for other in found)})"
     return f"an arm like {like.arm} in {precision}"

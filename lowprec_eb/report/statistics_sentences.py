@@ -105,9 +105,20 @@ def _against_baseline(comparison: Comparison, findings: Findings, base: ArmSumma
     told = [f"{kind.capitalize()}: {', '.join(names)}" for kind, names in groups.items() if names]
     return [
         f"Test accuracy against {base.arm}, paired by seed, with a margin of {points_text(comparison.margin)}. "
-        f"{'. '.join(told)}.",
+        f"{'. '.join(told)}.{_equal_yet_different(tests)}",
         _cheapest_established(comparison, tests, base),
     ]
+
+
+def _equal_yet_different(tests: Iterable[ArmTest]) -> str:
+    """A loss within the margin is one nevertheless."""
+    found: dict[str, list[str]] = {"lower": [], "higher": []}
+    for test in tests:
+        outer = test.accuracy.wide_interval
+        if test.accuracy.verdict == "equal" and outer is not None and (outer.high < 0 or outer.low > 0):
+            found["lower" if outer.high < 0 else "higher"].append(test.arm)
+    told = [f"{', '.join(names)} (shown to be {side})" for side, names in found.items() if names]
+    return f" Equal within the margin, but not the same: {'; '.join(told)}." if told else ""
 
 
 def _cheapest_established(comparison: Comparison, tests: Iterable[ArmTest], base: ArmSummary) -> str:
@@ -120,7 +131,9 @@ def _cheapest_established(comparison: Comparison, tests: Iterable[ArmTest], base
             f"lose less than {margin}."
         )
     best = min(enough, key=lambda test: test.energy_ratio.nominal)
-    held = "so it is established for all together too" if holds_for_all(best) else "so for all together it is not"
+    assert best.holm_not_worse is not None
+    holds = best.holm_not_worse <= 1 - comparison.confidence
+    held = "so it is established for all together too" if holds else "so for all together it is not"
     return (
         f"Of the arms that are shown to lose less than {margin} against {base.arm}, {best.arm} needs least: "
         f"{ratio_text(best.energy_ratio)} of its energy{_over_seeds(best.energy_interval)}. It was picked among "
