@@ -48,10 +48,10 @@ def difference_text(arm: ArmSummary, other: ArmSummary, comparison: Comparison) 
 
 
 def interval_text(interval: Interval, unit: str) -> str:
-    """As "90 % interval -0.10 to +0.30"; in points for a fraction, or in units of a ratio."""
+    """As "90 % interval -0.10 to +0.30"; in points for a fraction, or in units of a ratio; "no spread" of a point."""
     level = f"{percent(interval.level)} interval"
     if interval.is_point:
-        return f"{level} a point, since all are equal"
+        return "no spread"
     if unit == "points":
         return f"{level} {100 * interval.low:+.2f} to {100 * interval.high:+.2f}"
     return f"{level} x{three_digits(interval.low)} to x{three_digits(interval.high)}"
