@@ -15,7 +15,7 @@ from lowprec_eb.report.findings import Findings, find
 from lowprec_eb.report.footprint_table import footprint_sentence, footprint_table
 from lowprec_eb.report.pictures import missing_pictures, write_pictures
 from lowprec_eb.report.sentences import sentences
-from lowprec_eb.report.statistics_table import tests_csv
+from lowprec_eb.report.statistics_table import findings_csv
 from lowprec_eb.report.summary import ArmSummary, Comparison, MaskHistory, SeedSummary, Spread, summarise
 from lowprec_eb.report.table import TABLE_WIDTH, build_plan_table, build_tables, to_csv, to_json
 from lowprec_eb.report.units import Scale
@@ -60,7 +60,7 @@ def write_report(comparison: Comparison, folder: Path) -> list[Path]:
     to_csv(comparison, table)
     to_json(comparison, tree)
     written = [report, table, tree]
-    tests, path = tests_csv(find(comparison)), folder / "baselines.csv"
+    tests, path = findings_csv(find(comparison)), folder / "baselines.csv"
     if tests is None:
         path.unlink(missing_ok=True)  # of an earlier report
     else:

@@ -151,7 +151,7 @@ def interval_cells(arm: ArmSummary, level: float) -> dict[str, float | None]:
     return _interval_cells("test_accuracy_seeds_{end}", accuracy) | _interval_cells("energy_seeds_{end}_j", energy)
 
 
-def tests_csv(findings: Findings) -> str | None:
+def findings_csv(findings: Findings) -> str | None:
     """One line for each arm and baseline, with the split of the saving; None where nothing was tested."""
     splits = {(saving.arm, saving.baseline): saving for saving in findings.savings}
     lines = []

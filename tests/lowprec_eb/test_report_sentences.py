@@ -4,26 +4,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_example import example_comparison, outcome, row
+from report_example import built, example_comparison
 
 from lowprec_eb.outcome import TicketSummary
 from lowprec_eb.report import Comparison, sentences, summarise
 from lowprec_eb.report.roles import assign_roles, random_pairs
 from lowprec_eb.report.saving import shapley_factors
 from lowprec_eb.report.sentences import lowest_energy_arm
-
-
-def built(*arms: tuple[str, str, str, str, float, tuple[float, ...]], **changes) -> Comparison:
-    """Arms (name, pipeline, search precision, precision, nominal J, test accuracy of each seed)."""
-    outcomes, rows = [], {}
-    for name, pipeline, search, precision, joules, accuracies in arms:
-        for seed, accuracy in enumerate(accuracies):
-            stage = f"{name}-{seed}"
-            bits = 8 if precision == "bfp8" else 32
-            rows[stage] = (row(stage, "train", 0, joules, bits),)
-            outcomes.append(outcome(name, pipeline, search, precision, seed, (stage,), accuracy, None))
-    comparison = Comparison("built", "chip: a chip.", tuple(outcomes), rows, (), {"train": 800, "test": 200}, ())
-    return replace(comparison, **changes)
 
 
 def one_with(comparison: Comparison, start: str) -> str:
