@@ -154,12 +154,12 @@ def _number_of_tests(comparison: Comparison, tests: Sequence[ArmTest]) -> list[s
         return []
     alpha = 1 - comparison.confidence
     equal = [test for test in made if test.accuracy.verdict == "equal"]
-    kept = [f"{test.arm} (against {test.baseline})" for test in equal if holds_for_all(test)]
-    hold = "holds" if len(kept) == 1 else "hold"
-    listed = f": {', '.join(kept)}" if kept else ""
+    kept = [f"{test.arm} against {test.baseline}" for test in equal if holds_for_all(test)]
+    listed = f" ({', '.join(kept)})" if kept else ""
     return [
         f"These are {len(made)} tests, each wrong with a probability of at most {percent(alpha)} by itself. "
-        f"For all together, of {len(equal)} verdicts of equality {len(kept)} {hold} after Holm's correction{listed}."
+        "Verdicts of equality that hold for all together, after Holm's correction: "
+        f"{len(kept)} of {len(equal)}{listed}."
     ]
 
 
@@ -197,6 +197,12 @@ def _savings(arms: Sequence[ArmSummary], findings: Findings) -> list[str]:
     for saving in findings.savings:
         if isinstance(saving, Unsplit):
             missing.setdefault(saving.missing, []).append(f"{saving.arm} (against {saving.baseline})")
+    if lines:
+        lines.append(
+            "Each pair of factors multiplies to the whole; where the orders differ, what comes first changes what is "
+            "left for the other to save. The ticket's factor is all that its pipeline changes against the baseline's: "
+            "stages and epochs as well as channels. A factor above 1 costs."
+        )
     told = [f"{', '.join(names)}: {what} is missing" for what, names in missing.items()]
     return [*lines, *([f"Cannot be split into ticket and bits. {'; '.join(told)}."] if told else [])]
 
@@ -209,10 +215,7 @@ def _saving(saving: Saving) -> str:
         f"first (by way of {saving.ticket_only}): x{ticket} from the ticket, then x{then_bits} from the bits. Bits "
         f"first (by way of {saving.bits_only}): x{bits} from the bits, then x{then_ticket} from the ticket. Mean of "
         f"both orders (geometric: the Shapley value of log energy): ticket {ratio_text(saving.ticket)}"
-        f"{_over_seeds(saving.ticket_interval)}, bits {ratio_text(saving.bits)}{_over_seeds(saving.bits_interval)}. "
-        "Each pair multiplies to the whole; where the orders differ, what comes first changes what is left for the "
-        "other to save. The ticket's factor is all that its pipeline changes against the baseline's: stages and epochs "
-        "as well as channels. A factor above 1 costs."
+        f"{_over_seeds(saving.ticket_interval)}, bits {ratio_text(saving.bits)}{_over_seeds(saving.bits_interval)}."
     )
 
 
