@@ -6,10 +6,12 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from energy_models.energy import ModelledEnergy, Range
 from lowprec_eb.report.intervals import Interval, jackknife_values, t_interval
 
+Side = Literal["above", "below", "no seed"]
 _DECIMALS = 12  # of accuracies: pooling may leave them a last bit apart
 
 
@@ -44,12 +46,12 @@ class EqualAccuracy:
 class NotReached:
     """The target lies outside the sweep; nothing is extrapolated.
 
-    ``side`` "above": no ratio is as accurate. "below": even the largest is more accurate, and with ``of_baseline`` of
+    ``side`` "no seed": no seed is common to all, and the target is NaN. "above": no ratio is as accurate. "below": even the largest is more accurate, and with ``of_baseline`` of
     the baseline's energy it is only known that equal accuracy needs no more.
     """
 
     target: float
-    side: str  # "above", "below", or "no seed" where no seed is common to all
+    side: Side
     seeds: tuple[int, ...]
     of_baseline: Range | None = None
 
@@ -120,7 +122,7 @@ def falling(values: Sequence[float]) -> list[float]:
     return [statistics.fmean(block) for block in blocks for _ in block]
 
 
-def _place(points: Sequence[SweepPoint], target: float, seeds: Sequence[int]) -> float | str:
+def _place(points: Sequence[SweepPoint], target: float, seeds: Sequence[int]) -> float | Side:
     """Where along the points the mean accuracy last is the target (1.5: halfway from the second to the third), or on
     which side of all of them the target lies."""
     curve = [round(value, _DECIMALS) for value in falling([_mean(point.accuracy, seeds) for point in points])]
