@@ -46,8 +46,9 @@ class EqualAccuracy:
 class NotReached:
     """The target lies outside the sweep; nothing is extrapolated.
 
-    ``side`` "no seed": no seed is common to all, and the target is NaN. "above": no ratio is as accurate. "below": even the largest is more accurate, and with ``of_baseline`` of
-    the baseline's energy it is only known that equal accuracy needs no more.
+    ``side`` "no seed": no seed is common to all, and the target is NaN. "above": no ratio is as accurate. "below": even
+    the largest is more accurate, and with ``of_baseline`` of the baseline's energy it is only known that equal accuracy
+    needs no more.
     """
 
     target: float
