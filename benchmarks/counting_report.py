@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from measuring import Check, legend_entry
 from rich.table import Table
 
-from lowprec_eb.report.pictures import COLOURS, new_figure, save_picture
+from lowprec_eb.report.figures import COLOURS, new_figure, save_picture
 
 EPOCH_BOUND = 0.01
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X")

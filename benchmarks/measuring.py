@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from lowprec_eb.report.pictures import COLOURS
+from lowprec_eb.report.figures import COLOURS
 
 
 @dataclass

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from measuring import BOUND, STYLES, axis_of_multiples, legend_entry, mark_bound
 from quantizer_contenders import Case
 
-from lowprec_eb.report.pictures import new_figure, save_picture
+from lowprec_eb.report.figures import new_figure, save_picture
 
 _LABELS = {"fast": "fast back end", "fake_quantize": "torch.fake_quantize", "qtorch": "qtorch's kernels"}
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from measuring import BOUND, STYLES, axis_of_multiples, legend_entry, mark_bound
 
-from lowprec_eb.report.pictures import new_figure, save_picture
+from lowprec_eb.report.figures import new_figure, save_picture
 
 _STYLE_OF = {"lowprec-eb": "fast", "plain torch": "plain torch", "qtorch": "qtorch"}
 _LABELS = {"plain torch": "plain torch operations", "qtorch": "qtorch's kernels"}

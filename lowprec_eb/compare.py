@@ -145,6 +145,8 @@ def gather(config: Config, results: Sequence[ArmResult]) -> Comparison:
         splits=load_task(config.task, config.device).samples,
         notes=(*NOTES, *_averaged(config, finished), *_uncounted(rows)),
         margin=config.margin,
+        confidence=config.confidence,
+        baselines=config.baselines,
         footprint=config.footprint,
     )
 

@@ -23,11 +23,12 @@ from lowprec_eb.train import TrainSettings
 class Config:
     """One comparison: the arms, and everything that they share.
 
-    profile: name of a hardware profile, or the path of a YAML file. margin: loss of accuracy (a fraction) that counts
-    as equally accurate. threads: of torch on the CPU; part of the run's name, since it may change the last bit of a
-    sum. workers: arms that run side by side, each in a process of its own; it changes no result. precisions: names
-    that arms may use beside the recipes'. footprint: what a kWh emits and costs, for CO2e and cost in the report; it
-    changes no result.
+    profile: name of a hardware profile, or the path of a YAML file. margin: difference in accuracy (a fraction) that
+    counts as none. confidence: level of intervals over seeds and of verdicts. baselines: names of the arms that the
+    others are tested against; left out, full training and network slimming in fp32. threads: of torch on the CPU; part
+    of the run's name, since it may change the last bit of a sum. workers: arms that run side by side, each in a process
+    of its own; it changes no result. precisions: names that arms may use beside the recipes'. footprint: what a kWh
+    emits and costs, for CO2e and cost in the report; it changes no result.
     """
 
     name: str
@@ -39,6 +40,8 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2)
     profile: str = "45nm"
     margin: float = 0.01
+    confidence: float = 0.95
+    baselines: tuple[str, ...] = ()
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1
     backend: Literal["auto", "reference", "fast", "triton", "qtorch"] = "auto"
@@ -54,6 +57,8 @@ class Config:
         self._check_schedule()
         if not 0 <= self.margin < 1:
             raise ValueError(f"margin must be in [0, 1): a fraction of the images, got {self.margin}")
+        if not 0.5 < self.confidence < 1:
+            raise ValueError(f"confidence must be between 0.5 and 1, such as 0.95, got {self.confidence}")
         for name in ("threads", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -64,6 +69,9 @@ class Config:
         names = [arm.name for arm in self.pipelines]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"pipelines: two arms are named {doubled[0]!r}; give each its own name")
+        if strangers := [name for name in self.baselines if name not in names]:
+            hint = nearest(strangers[0], names) or f"; the arms are {', '.join(names)}"
+            raise ValueError(f"baselines: no arm is named {strangers[0]!r}{hint}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or not all(0 <= s < 2**31 for s in self.seeds):
             raise ValueError(
                 f"seeds must be different whole numbers from 0 to 2**31 - 1, at least one, got {list(self.seeds)}"

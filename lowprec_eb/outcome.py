@@ -29,6 +29,8 @@ class Outcome:
     kind: "swalp", "swa" or "ema"; None: none) both of the averaged model. ``stages`` are the ledger
     stages that this arm is charged for, in order; a stage may be charged to several arms. ``forward_macs`` and
     ``dense_forward_macs`` are of one image. ``weights`` is what a ticket was retrained from: "inherit" or "reinit".
+    ``ratio`` is the share of channels that the arm was to drop, where the arms of a comparison differ in it: such arms,
+    alike in all else, are one sweep (None: no part of a sweep).
     """
 
     arm: str
@@ -47,6 +49,7 @@ class Outcome:
     forward_macs: int
     dense_forward_macs: int
     averaging: str | None = None
+    ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class DivergedOutcome:
     """One pipeline arm, one seed, that could not be trained to its end.
 
     ``stages`` are the ledger stages that were paid for it, the last of them the one that diverged, in ``phase``;
-    ``event`` says where, ``message`` is for people. ``averaging`` is as of an :class:`Outcome`, had there been one.
+    ``event`` says where, ``message`` is for people. ``averaging`` and ``ratio`` are as of an
+    :class:`Outcome`, had there been one.
     """
 
     arm: str
@@ -68,3 +72,4 @@ class DivergedOutcome:
     event: Instability
     message: str
     averaging: str | None = None
+    ratio: float | None = None

@@ -15,7 +15,7 @@ from lowprec_eb.planning import load_plan, make_plans
 from lowprec_eb.planning.files import plans_csv, plans_json
 from lowprec_eb.planning.picture import plan_picture
 from lowprec_eb.planning.tables import print_plan
-from lowprec_eb.report.pictures import save_picture
+from lowprec_eb.report.figures import save_picture
 from lowprec_eb.terminal import explained, new_console
 
 

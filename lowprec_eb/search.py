@@ -18,7 +18,7 @@ from lowprec_eb.compare import load_task
 from lowprec_eb.config import Config
 from lowprec_eb.lab import TrainingLab
 from lowprec_eb.report.detector_pictures import detector_curves
-from lowprec_eb.report.pictures import save_picture
+from lowprec_eb.report.figures import save_picture
 from lowprec_eb.report.ticket_pictures import widths_picture
 from lowprec_eb.stage_data import Progress, StageResult
 from lowprec_eb.strict_config import to_plain

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from energy_models.units import share_text
-from lowprec_eb.report.pictures import save_picture
+from lowprec_eb.report.figures import save_picture
 from lowprec_eb.report.ticket_pictures import compared_tickets, ticket_picture
 from lowprec_eb.terminal import explained, new_console
 from lowprec_eb.tickets import Ticket

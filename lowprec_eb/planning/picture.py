@@ -12,7 +12,7 @@ import energy_models as em
 from energy_models.energy import ZERO
 from energy_models.units import si_text
 from lowprec_eb.planning.result import Plan
-from lowprec_eb.report.pictures import COLOURS, new_figure
+from lowprec_eb.report.figures import COLOURS, new_figure
 from lowprec_eb.report.units import Scale, ratio_text
 
 _VISIBLE = 0.003  # of the widest bar

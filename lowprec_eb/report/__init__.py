@@ -11,9 +11,11 @@ from rich.text import Text
 from energy_models.ledger import totals
 from lowprec_eb.checkpoints import write_text
 from lowprec_eb.report.detector_pictures import detector_curves, replayed_masks
+from lowprec_eb.report.findings import Findings, find
 from lowprec_eb.report.footprint_table import footprint_sentence, footprint_table
 from lowprec_eb.report.pictures import missing_pictures, write_pictures
 from lowprec_eb.report.sentences import sentences
+from lowprec_eb.report.statistics_table import findings_csv
 from lowprec_eb.report.summary import ArmSummary, Comparison, MaskHistory, SeedSummary, Spread, summarise
 from lowprec_eb.report.table import TABLE_WIDTH, build_plan_table, build_tables, to_csv, to_json
 from lowprec_eb.report.units import Scale
@@ -21,12 +23,14 @@ from lowprec_eb.report.units import Scale
 __all__ = [
     "ArmSummary",
     "Comparison",
+    "Findings",
     "MaskHistory",
     "SeedSummary",
     "Spread",
     "build_plan_table",
     "build_tables",
     "detector_curves",
+    "find",
     "missing_pictures",
     "print_plan",
     "print_report",
@@ -41,9 +45,10 @@ __all__ = [
 
 
 def write_report(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write report.txt, summary.csv, summary.json and the pictures; return the paths of what was written.
+    """Write report.txt, summary.csv, summary.json, baselines.csv and the pictures; return the paths written.
 
-    A picture whose data is missing is not written; report.txt says so.
+    There is no baselines.csv where no arm could be tested against another. A picture whose data is missing is not
+    written; report.txt says so.
     """
     folder.mkdir(parents=True, exist_ok=True)
     report, table, tree = (folder / name for name in ("report.txt", "summary.csv", "summary.json"))
@@ -54,7 +59,14 @@ def write_report(comparison: Comparison, folder: Path) -> list[Path]:
     write_text(report, text.get())
     to_csv(comparison, table)
     to_json(comparison, tree)
-    return [report, table, tree, *write_pictures(comparison, folder)]
+    written = [report, table, tree]
+    tests, path = findings_csv(find(comparison)), folder / "baselines.csv"
+    if tests is None:
+        path.unlink(missing_ok=True)  # of an earlier report
+    else:
+        write_text(path, tests)
+        written.append(path)
+    return [*written, *write_pictures(comparison, folder)]
 
 
 def print_report(comparison: Comparison, console: Console) -> None:

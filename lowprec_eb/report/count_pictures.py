@@ -13,7 +13,7 @@ from energy_models.counts import OpCounts
 from energy_models.units import share_text, si_text
 from energy_models.views import operations_by_kind
 from lowprec_eb.report.count_tables import LayerWork, Order, largest, layer_work
-from lowprec_eb.report.pictures import COLOURS, new_figure, save_picture
+from lowprec_eb.report.figures import COLOURS, new_figure, save_picture
 from lowprec_eb.report.units import Scale
 
 MOST_LAYERS = 160

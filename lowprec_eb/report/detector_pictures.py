@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lowprec_eb.report.curves import mask_distances
-from lowprec_eb.report.pictures import COLOURS, draw_distances, mark_time, new_figure
+from lowprec_eb.report.figures import COLOURS, new_figure
+from lowprec_eb.report.pictures import draw_distances, mark_time
 from lowprec_eb.tickets import Replay
 
 _COLUMNS = 3

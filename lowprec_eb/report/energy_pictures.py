@@ -16,7 +16,7 @@ from energy_models.estimate import estimate
 from energy_models.layer_energy import energy_by_layer, energy_by_part
 from energy_models.profiles import HardwareProfile
 from energy_models.units import share_text
-from lowprec_eb.report.pictures import new_figure, save_picture
+from lowprec_eb.report.figures import new_figure, save_picture
 from lowprec_eb.report.profile_pictures import COMPONENT_COLOURS, component_kinds, component_legend
 from lowprec_eb.report.units import Scale
 

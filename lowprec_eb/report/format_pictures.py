@@ -19,7 +19,7 @@ from torch import Tensor
 from lowprec_eb.format_sheet import LISTED_BITS, positive_values, sample_shape, sqnr_db
 from lowprec_eb.formats import Float, Format, format_name, is_affine
 from lowprec_eb.quantize import Rounding, quantize
-from lowprec_eb.report.pictures import COLOURS, new_figure, save_picture
+from lowprec_eb.report.figures import COLOURS, new_figure, save_picture
 
 MOST_FORMATS = len(COLOURS)
 _NORMAL, _SUBNORMAL = COLOURS[0], COLOURS[1]

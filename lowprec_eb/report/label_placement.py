@@ -78,7 +78,7 @@ def _costs(canvas: Canvas, i: int, candidates: Floats, labels: Floats, lines: Fl
     obstacles = np.vstack([labels, np.delete(canvas.markers, i, axis=0)])
     crossed = _inside(lines, candidates).sum(axis=0) + _inside(own_lines, obstacles).sum(axis=1)
     length = np.hypot(*(own_lines[:, 2:] - own_lines[:, :2]).T)
-    return np.asarray(10 * (outside + covered) / area + 1.5 * bars + 2 * crossed + length / (40 * canvas.unit))
+    return np.asarray(10 * (outside + covered) / area + 0.5 * bars + 2 * crossed + length / (40 * canvas.unit))
 
 
 def _inside(lines: Floats, boxes: Floats) -> Floats:

@@ -1,35 +1,28 @@
-"""The pictures of a comparison, as PNG files. The colours are Okabe and Ito's, which colour-blind people tell apart."""
+"""The pictures of a comparison, as PNG files."""
 
 from __future__ import annotations
 
-import io
 import math
-import textwrap
 from collections.abc import Callable, Iterable
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from lowprec_eb.report.curves import Curve, epoch_curve, mask_distances, mean_curve
-from lowprec_eb.report.label_placement import Canvas, leaders, place_labels
+from lowprec_eb.report.energy_accuracy import energy_accuracy
+from lowprec_eb.report.figures import COLOURS, diverged_text, new_figure, save_picture
 from lowprec_eb.report.roles import assign_roles
 from lowprec_eb.report.summary import ArmSummary, Comparison, MaskHistory, summarise
 from lowprec_eb.report.units import Scale
 
-DPI = 150
 _ACCURACY_BELOW = 8  # points shown below the usual accuracy
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 _PHASE_GROUPS: dict[str, tuple[str, ...]] = {
     "search": ("search",),
     "train": ("train",),
@@ -71,89 +64,6 @@ def missing_pictures(comparison: Comparison) -> dict[str, str]:
     return absent
 
 
-# ---- energy and accuracy -----------------------------------------------------------------------------------------
-
-
-def energy_accuracy(comparison: Comparison) -> Figure:
-    """Accuracy over modelled energy: marker by pipeline, colour by precision, a label at each point."""
-    arms = summarise(comparison)
-    scale = Scale.of(arm.energy.nominal_j for arm in arms)
-    colours = dict(zip(dict.fromkeys(arm.precision_label for arm in arms), cycle(COLOURS), strict=False))
-    markers = dict(zip(dict.fromkeys(arm.pipeline for arm in arms), cycle(_MARKERS), strict=False))
-    figure = new_figure(11, 7)
-    axes = figure.add_subplot()
-    crosses = np.array([_cross(arm, scale) for arm in arms])
-    for arm, (x, y, low, high, std) in zip(arms, crosses, strict=True):
-        colour = colours[arm.precision_label]
-        axes.hlines(y, low, high, color=colour, linewidth=0.7, alpha=0.45)
-        if arm.test_accuracy.std is not None:
-            axes.errorbar(x, y, yerr=std, ecolor=colour, elinewidth=1.1, capsize=2.5, fmt="none")
-        axes.plot(x, y, markers[arm.pipeline], color=colour, markersize=8, markeredgecolor="white", zorder=3)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(f"modelled energy [{scale.prefix}J] (marker: nominal, thin bar: low to high)")
-    axes.set_ylabel("test accuracy [%] (bar: std over seeds)")
-    axes.set_title(f"{comparison.name}: accuracy and energy, mean over seeds{_diverged_text(comparison)}")
-    axes.grid(True, which="major", alpha=0.25)
-    _legend(figure, colours, markers)
-    _label_points(figure, axes, crosses, [arm.arm for arm in arms])
-    return figure
-
-
-def _diverged_text(comparison: Comparison) -> str:
-    """Lines of a title for what is not, or not with all seeds, in the picture."""
-    seeds: dict[str, list[int]] = {}
-    for outcome in comparison.diverged:
-        seeds.setdefault(outcome.arm, []).append(outcome.seed)
-    named = [f"{arm} (seed {', '.join(map(str, of))})" for arm, of in seeds.items()]
-    lines = textwrap.wrap(f"diverged, and not shown: {'; '.join(named)}", 100) if named else []
-    return "".join(f"\n{line}" for line in lines)
-
-
-def _cross(arm: ArmSummary, scale: Scale) -> tuple[float, float, float, float, float]:
-    """(energy, accuracy in %, low, high, std in %) of a point and its bars."""
-    energy, accuracy = arm.energy.total_j * (1 / scale.factor), arm.test_accuracy
-    return energy.nominal, 100 * accuracy.mean, energy.low, energy.high, 100 * (accuracy.std or 0.0)
-
-
-def _legend(figure: Figure, colours: dict[str, str], markers: dict[str, str]) -> None:
-    def entry(label: str, marker: str = "", colour: str = "#555555") -> Line2D:
-        return Line2D([], [], marker=marker, color=colour, linestyle="", markersize=8, label=label)
-
-    pipelines = [entry(pipeline.replace("_", " "), marker) for pipeline, marker in markers.items()]
-    precisions = [entry(precision, "o", colour) for precision, colour in colours.items()]
-    handles = [entry("Pipeline"), *pipelines, entry(""), entry("Precision"), *precisions]
-    figure.legend(handles=handles, loc="outside right upper", frameon=False)
-
-
-def _label_points(figure: Figure, axes: Axes, crosses: NDArray[np.float64], labels: list[str]) -> None:
-    FigureCanvasAgg(figure)
-    figure.draw_without_rendering()  # settles the layout, so that places on the canvas are known
-    figure.set_layout_engine("none")
-    texts = [axes.text(0, 0, label, fontsize=8.5, transform=None, zorder=4) for label in labels]
-    extents = [text.get_window_extent() for text in texts]
-    x, y, low, high, std = crosses.T
-    to_canvas, unit = axes.transData.transform, figure.dpi / 72
-    points = to_canvas(np.stack([x, y], axis=1))
-    ranges = np.hstack([to_canvas(np.stack([low, y], axis=1)), to_canvas(np.stack([high, y], axis=1))])
-    spreads = np.hstack([to_canvas(np.stack([x, y - std], axis=1)), to_canvas(np.stack([x, y + std], axis=1))])
-    grown = np.array([-unit, -unit, unit, unit])
-    canvas = Canvas(
-        points=points,
-        markers=np.hstack([points, points]) + 5 * grown,
-        bars=np.vstack([ranges, spreads]) + 0.5 * grown,
-        frame=np.array(axes.get_window_extent().extents),
-        unit=unit,
-    )
-    boxes = place_labels(canvas, np.array([(extent.width, extent.height) for extent in extents]) + 2 * unit)
-    for text, box, (x0, y0, x1, y1) in zip(texts, boxes, leaders(points, boxes), strict=True):
-        text.set(x=(box[0] + box[2]) / 2, y=(box[1] + box[3]) / 2, ha="center", va="center")
-        if np.hypot(x1 - x0, y1 - y0) > 12 * unit:
-            axes.add_artist(Line2D([x0, x1], [y0, y1], color="#777777", linewidth=0.6, transform=None, zorder=2))
-
-
 # ---- energy by phase ---------------------------------------------------------------------------------------------
 
 
@@ -180,7 +90,7 @@ def energy_phases(comparison: Comparison) -> Figure:
     axes.margins(x=0.09, y=0.02)
     axes.set_xlim(left=0)
     axes.set_xlabel(f"modelled energy, nominal [{scale.prefix}J]")
-    axes.set_title(f"{comparison.name}: energy by phase, mean over seeds{_diverged_text(comparison)}")
+    axes.set_title(f"{comparison.name}: energy by phase, mean over seeds{diverged_text(comparison)}")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(_PHASE_GROUPS), frameon=False)
     return figure
@@ -219,7 +129,7 @@ def epochs(comparison: Comparison) -> Figure:
         axes.grid(True, alpha=0.25)
         axes.set_xlim(left=0)
     title = f"{comparison.name}: mean over seeds as far as all went (thick), each seed (thin)"
-    figure.suptitle(title + _diverged_text(comparison), fontsize=11)
+    figure.suptitle(title + diverged_text(comparison), fontsize=11)
     handles, labels = energy_axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(curves), frameon=False)
     return figure
@@ -318,17 +228,3 @@ PICTURES: dict[str, Callable[[Comparison], Figure]] = {
     "epochs.png": epochs,
     "mask_distance.png": mask_distance,
 }
-
-
-def new_figure(width_inch: float, height_inch: float) -> Figure:
-    return Figure(figsize=(width_inch, height_inch), dpi=DPI, layout="constrained")
-
-
-def save_picture(figure: Figure, path: Path) -> None:
-    """Write the whole file or nothing."""
-    png = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(png, format="png", dpi=DPI)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_bytes(png.getvalue())
-    unfinished.replace(path)

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentF
 
 from energy_models import HardwareProfile, ModelledEnergy, OpCounts, Range, estimate
 from energy_models.energy import NOT_MEMORY
-from lowprec_eb.report.pictures import COLOURS, new_figure, save_picture
+from lowprec_eb.report.figures import COLOURS, new_figure, save_picture
 from lowprec_eb.report.summary import Comparison, summarise
 from lowprec_eb.report.units import Scale
 

@@ -50,6 +50,8 @@ class _Saved:
     diverged: tuple[DivergedOutcome, ...]
     mask_histories: tuple[_SavedMasks, ...]
     footprint: Footprint | None
+    confidence: float = 0.95  # files of older versions do not have these
+    baselines: tuple[str, ...] = ()
 
 
 def save_comparison(comparison: Comparison, run: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 from energy_models.energy import Range
@@ -11,7 +10,8 @@ from lowprec_eb.instability import Instability, from_text
 from lowprec_eb.outcome import DivergedOutcome, TicketSummary
 from lowprec_eb.report.footprint_table import footprint_sentence
 from lowprec_eb.report.roles import Roles, assign_roles, random_pairs
-from lowprec_eb.report.summary import ArmSummary, Comparison, Spread, accuracy_difference, summarise
+from lowprec_eb.report.statistics_sentences import difference_text, points_text, statistics_sentences
+from lowprec_eb.report.summary import ArmSummary, Comparison, summarise
 from lowprec_eb.report.units import energy_text, ratio_text, three_digits
 
 FIFTH = 0.2
@@ -27,11 +27,11 @@ def sentences(comparison: Comparison) -> list[str]:
     return [
         *_conditions(comparison, arms),
         *_winner(comparison, arms, winner),
-        *_against(winner, roles.full, "full training in fp32"),
-        *_against(winner, roles.slimming, "network slimming in fp32"),
+        *_against(comparison, winner, roles.full, "full training in fp32"),
+        *_against(comparison, winner, roles.slimming, "network slimming in fp32"),
+        *statistics_sentences(comparison),
         *_eight_bit_claim(comparison, roles),
-        *_origin_of_saving(roles),
-        *_random_tickets(arms),
+        *_random_tickets(comparison, arms),
         *_deadlines(arms),
         *_diverged(comparison),
         *_unstable(comparison),
@@ -46,17 +46,6 @@ def lowest_energy_arm(arms: Iterable[ArmSummary], margin: float) -> ArmSummary:
     Of arms that need equal energy (such as a ticket and a random one) it is the most accurate.
     """
     return max(_cheapest(arms, margin), key=lambda arm: arm.test_accuracy.mean)
-
-
-def shapley_factors(slimming: float, slimming_8bit: float, ff: float, ll: float) -> tuple[float, float]:
-    """(ticket, bits): the factors of the saving ll / slimming that the ticket and the 8 bits bring, from four energies.
-
-    The geometric mean over the two orders in which they can be brought in: the Shapley value of log energy. Their
-    product is the whole ratio.
-    """
-    ticket = math.sqrt((ff / slimming) * (ll / slimming_8bit))
-    bits = math.sqrt((ll / ff) * (slimming_8bit / slimming))
-    return ticket, bits
 
 
 def _accurate_enough(arms: Iterable[ArmSummary], margin: float) -> list[ArmSummary]:
@@ -84,14 +73,6 @@ def _conditions(comparison: Comparison, arms: tuple[ArmSummary, ...]) -> list[st
     if len(set(seeds.values())) > 1:
         listed = "; ".join(f"{arm}: {', '.join(map(str, numbers))}" for arm, numbers in seeds.items())
         lines.append(f"The arms were not run with the same seeds, so their means are not quite comparable ({listed}).")
-    fewest = min(arm.test_accuracy.n for arm in arms)
-    if fewest == 1:
-        lines.append("With one seed nothing is known about the spread over seeds.")
-    else:
-        lines.append(
-            f"Spreads are sample standard deviations over {fewest} seeds: they describe these runs, "
-            "and are no test of significance."
-        )
     return lines
 
 
@@ -104,14 +85,14 @@ def _winner(comparison: Comparison, arms: tuple[ArmSummary, ...], winner: ArmSum
     tie = f" Equal to it in energy, and behind it in accuracy: {listed}." if equal else ""
     return [
         f"Lowest energy: {winner.arm}, with {energy_text(energy.nominal_j)} nominal ({energy_text(energy.low_j)} to "
-        f"{energy_text(energy.high_j)}) and {100 * winner.test_accuracy.mean:.2f} % test accuracy. It is the cheapest "
-        f"by nominal energy of the {len(enough)} of {len(arms)} arms whose mean test accuracy is within "
-        f"{_points(comparison.margin)} of the most accurate arm ({best.arm}, "
+        f"{energy_text(energy.high_j)}) and {100 * winner.test_accuracy.mean:.2f} % test accuracy. It is the "
+        f"cheapest by nominal energy of the {len(enough)} of {len(arms)} arms whose mean test accuracy, which is no "
+        f"test, is within {points_text(comparison.margin)} of the most accurate arm ({best.arm}, "
         f"{100 * best.test_accuracy.mean:.2f} %).{tie}"
     ]
 
 
-def _against(winner: ArmSummary, baseline: ArmSummary | None, name: str) -> list[str]:
+def _against(comparison: Comparison, winner: ArmSummary, baseline: ArmSummary | None, name: str) -> list[str]:
     if baseline is None:
         return []
     if baseline is winner:
@@ -120,7 +101,7 @@ def _against(winner: ArmSummary, baseline: ArmSummary | None, name: str) -> list
     return [
         f"Against {name} ({baseline.arm}), {winner.arm} needs {ratio_text(ratio, ends=False)} of the energy "
         f"({_ends_text(ratio)}). "
-        f"Its test accuracy differs by {_difference_text(accuracy_difference(winner, baseline))}. "
+        f"Its test accuracy differs by {difference_text(winner, baseline, comparison)}. "
         + _separation(winner, baseline, ratio)
     ]
 
@@ -140,9 +121,9 @@ def _eight_bit_claim(comparison: Comparison, roles: Roles) -> list[str]:
     loss = slimming.test_accuracy.mean - ll.test_accuracy.mean
     ratio = ll.energy.ratio_to(slimming.energy)
     return [
-        f"8-bit early bird ({ll.arm}) against network slimming in fp32 ({slimming.arm}): within "
-        f"{_points(comparison.margin)}: {_yes(loss <= comparison.margin + _ROUNDING)}; its test accuracy differs by "
-        f"{_difference_text(accuracy_difference(ll, slimming))}. Less than a fifth of its modelled energy: "
+        f"8-bit early bird ({ll.arm}) against network slimming in fp32 ({slimming.arm}): mean "
+        f"within {points_text(comparison.margin)}: {_yes(loss <= comparison.margin + _ROUNDING)}; its test accuracy "
+        f"differs by {difference_text(ll, slimming, comparison)}. Less than a fifth of its modelled energy: "
         f"{_yes(ratio.nominal < FIFTH)} ({ratio_text(ratio, ends=False)}; {_ends_text(ratio)}"
         f"{_fifth_caveat(ratio)}). By component: {_component_ratios(ll, slimming)}."
     ]
@@ -167,35 +148,16 @@ def _fifth_caveat(ratio: Range) -> str:
     return ""
 
 
-def _origin_of_saving(roles: Roles) -> list[str]:
-    arms = (roles.slimming, roles.slimming_8bit, roles.ff, roles.ll)
-    if None in arms:
-        return []
-    slimming, slimming_8bit, ff, ll = (arm.energy.nominal_j for arm in arms if arm is not None)
-    ticket, bits = shapley_factors(slimming, slimming_8bit, ff, ll)
-    early, late = three_digits(ff / slimming), three_digits(ll / slimming_8bit)
-    alone, small = three_digits(slimming_8bit / slimming), three_digits(ll / ff)
-    return [
-        f"Where x{three_digits(ll / slimming)} comes from. Ticket first (slimming fp32, early bird fp32, early bird "
-        f"8 bit): x{early} from the ticket, then x{small} from the 8 bits. Bits first (slimming fp32, slimming 8 bit, "
-        f"early bird 8 bit): x{alone} from the 8 bits, then x{late} from the ticket. Mean of both orders (geometric: "
-        f"the Shapley value of log energy): ticket x{three_digits(ticket)}, 8 bits x{three_digits(bits)}. Each pair "
-        "multiplies to the whole; where the orders differ, what comes first changes what is left for the other to "
-        "save. The ticket's factor is all that early bird changes against slimming: a search that ends early, as well "
-        "as fewer epochs for the smaller network."
-    ]
+def _random_tickets(comparison: Comparison, arms: tuple[ArmSummary, ...]) -> list[str]:
+    return [_random_ticket(comparison, bird, control) for bird, control in random_pairs(arms)]
 
 
-def _random_tickets(arms: tuple[ArmSummary, ...]) -> list[str]:
-    return [_random_ticket(bird, control) for bird, control in random_pairs(arms)]
-
-
-def _random_ticket(bird: ArmSummary, control: ArmSummary) -> str:
+def _random_ticket(comparison: Comparison, bird: ArmSummary, control: ArmSummary) -> str:
     ratio = control.energy.nominal_j / bird.energy.nominal_j
     energy = "at equal energy" if abs(ratio - 1) <= _EQUAL_ENERGY else "not at equal energy"
     return (
         f"Ticket against random ticket, {energy} ({control.arm} needs x{three_digits(ratio)} of {bird.arm}): "
-        f"test accuracy of the ticket differs by {_difference_text(accuracy_difference(bird, control))}."
+        f"test accuracy of the ticket differs by {difference_text(bird, control, comparison)}."
     )
 
 
@@ -268,23 +230,6 @@ def _measured(arms: tuple[ArmSummary, ...]) -> list[str]:
 
 
 # ---- wording -----------------------------------------------------------------------------------------------------
-
-
-def _difference_text(difference: Spread | None) -> str:
-    """After "differs by": the paired difference with its spread, and whether the spread covers it."""
-    if difference is None:
-        return "an unknown amount (no common seed)"
-    change = f"{100 * difference.mean:+.2f} points"
-    if difference.std is None:
-        return f"{change} (one seed)"
-    within = abs(difference.mean) <= difference.std
-    spread = "within the seeds' spread" if within else "more than the seeds' spread"
-    return f"{change} (paired over {difference.n} seeds, std {100 * difference.std:.2f}: {spread})"
-
-
-def _points(fraction: float) -> str:
-    points = f"{100 * fraction:g}"
-    return f"{points} point" if points == "1" else f"{points} points"
 
 
 def _yes(answer: bool) -> str:

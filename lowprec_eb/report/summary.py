@@ -13,7 +13,9 @@ from energy_models.energy import ModelledEnergy, Range
 from energy_models.footprint import Footprint
 from energy_models.ledger import PHASES, LedgerRow, totals
 from lowprec_eb.outcome import DivergedOutcome, Outcome, TicketSummary
+from lowprec_eb.report.intervals import check_confidence
 
+_KIND = ("pipeline", "search_precision", "precision", "weights", "averaging", "ratio")
 TRAINING_PHASES = ("search", "train", "retrain")
 
 
@@ -44,9 +46,10 @@ class Comparison:
 
     ``profile`` is one line with the profile's name and description; ``rows`` are the settled ledger rows by stage, each
     stage once, however many arms it is charged to; ``splits`` are the sizes of "train", "validation" and "test";
-    ``notes`` are printed as they are; ``margin`` is the loss of accuracy (a fraction) that counts as equally accurate;
-    ``diverged`` are the arms and seeds that have no outcome: they are named, and are in no mean; with a ``footprint``
-    CO2e and cost are reported.
+    ``notes`` are printed as they are; ``margin`` is the difference in accuracy (a fraction) that counts as none, and
+    ``confidence`` the level of intervals over seeds and of verdicts; ``baselines`` names the arms that the others are
+    tested against (none: full training and network slimming in fp32, where they are there); ``diverged`` are the arms
+    and seeds that have no outcome: they are named, and are in no mean; with a ``footprint`` CO2e and cost are reported.
 
     Raises ValueError when there is no outcome, an arm has two outcomes for a seed or describes itself in two ways, or a
     stage is charged twice to one outcome, is not in ``rows`` or has no rows.
@@ -62,24 +65,29 @@ class Comparison:
     margin: float = 0.01
     diverged: tuple[DivergedOutcome, ...] = ()
     footprint: Footprint | None = None
+    confidence: float = 0.95
+    baselines: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.outcomes:
             raise ValueError(f"comparison {self.name!r} has no outcomes; run at least one arm first")
         if not 0 <= self.margin < 1:
             raise ValueError(f"comparison {self.name!r}: margin must be a fraction in [0, 1), got {self.margin}")
-        kinds: dict[str, tuple[str | None, ...]] = {}
+        check_confidence(self.confidence)
+        kinds: dict[str, tuple[str | float | None, ...]] = {}
         seen: set[tuple[str, int]] = set()
         everything: tuple[Outcome | DivergedOutcome, ...] = (*self.outcomes, *self.diverged)
         for outcome in everything:
             where = f"comparison {self.name!r}, arm {outcome.arm!r}, seed {outcome.seed}"
-            kind = (outcome.pipeline, outcome.search_precision, outcome.precision, outcome.weights, outcome.averaging)
+            kind = tuple(getattr(outcome, name) for name in _KIND)
             if kinds.setdefault(outcome.arm, kind) != kind:
                 raise ValueError(f"{where}: is {kind}, but another seed is {kinds[outcome.arm]}; name two arms")
             if (outcome.arm, outcome.seed) in seen:
                 raise ValueError(f"{where}: has two outcomes; keep one")
             seen.add((outcome.arm, outcome.seed))
             self._check_stages(outcome, where)
+        if unknown := [name for name in self.baselines if name not in kinds]:
+            raise ValueError(f"comparison {self.name!r}: the baseline {unknown[0]!r} is none of the arms {[*kinds]}")
 
     def _check_stages(self, outcome: Outcome | DivergedOutcome, where: str) -> None:
         if not outcome.stages or len(set(outcome.stages)) != len(outcome.stages):
@@ -164,6 +172,7 @@ class ArmSummary:
     vs_slimming: Range | None = None
     averaging: str | None = None
     diverged_seeds: tuple[int, ...] = ()
+    ratio: float | None = None
 
     @property
     def precision_label(self) -> str:
@@ -204,13 +213,6 @@ def find_arm(arms: Iterable[ArmSummary], pipeline: str, precision: str) -> ArmSu
     return next(matches, None)
 
 
-def accuracy_difference(a: ArmSummary, b: ArmSummary) -> Spread | None:
-    """Test accuracy of ``a`` minus that of ``b`` (fractions), paired by seed; None without a common seed."""
-    of_b = {seed.seed: seed.test_accuracy for seed in b.seeds}
-    differences = [seed.test_accuracy - of_b[seed.seed] for seed in a.seeds if seed.seed in of_b]
-    return Spread.of(differences) if differences else None
-
-
 def _mean_over_seeds(comparison: Comparison, outcomes: list[Outcome]) -> ArmSummary:
     seeds = tuple(_of_seed(comparison, outcome) for outcome in sorted(outcomes, key=lambda outcome: outcome.seed))
     measured = [seed.measured_j for seed in seeds if seed.measured_j is not None]
@@ -239,6 +241,7 @@ def _mean_over_seeds(comparison: Comparison, outcomes: list[Outcome]) -> ArmSumm
         measured_j=statistics.fmean(measured) if len(measured) == len(seeds) else None,
         duration_s=statistics.fmean(seed.duration_s for seed in seeds),
         averaging=first.averaging,
+        ratio=first.ratio,
     )
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -19,8 +18,10 @@ from energy_models.footprint import Footprint
 from energy_models.ledger import PHASES, totals
 from lowprec_eb.checkpoints import write_text
 from lowprec_eb.outcome import DivergedOutcome
+from lowprec_eb.report.findings import find
 from lowprec_eb.report.footprint_table import footprint_cells, footprint_tree
 from lowprec_eb.report.sentences import sentences
+from lowprec_eb.report.statistics_table import findings_tree, interval_cells, statistics_tables
 from lowprec_eb.report.summary import (
     ArmSummary,
     Comparison,
@@ -30,6 +31,7 @@ from lowprec_eb.report.summary import (
     precision_label,
     summarise,
 )
+from lowprec_eb.report.table_style import add_columns, new_table
 from lowprec_eb.report.units import Scale, percent_text, ratio_text
 
 SCHEMA = 1
@@ -37,18 +39,19 @@ TABLE_WIDTH = 150  # both tables fit
 _COMPONENTS = ("compute_j", "memory_j", "other_j")
 _RATIO_HEADINGS = ("of full fp32\n(low-high)", "of slimming fp32\n(low-high)")
 _MARK = "\N{DAGGER}"
-_DESCRIBED = ("arm", "pipeline", "search_precision", "precision", "weights", "averaging")
+_DESCRIBED = ("arm", "pipeline", "search_precision", "precision", "weights", "averaging", "ratio")
 _ENDS = ("low", "nominal", "high")
 
 
-def build_tables(comparison: Comparison) -> tuple[Table, Table]:
-    """Two tables with one row an arm: accuracy, ticket and work; and energy. Means over seeds.
+def build_tables(comparison: Comparison) -> tuple[Table, ...]:
+    """One row an arm: accuracy, ticket and work; energy; then intervals over seeds, and what is established.
 
-    Arms that diverged with every seed come last, without numbers.
+    The first two show means over seeds; arms that diverged with every seed come last there, without numbers.
     """
     arms = summarise(comparison)
     lost = diverged_arms(comparison)
-    return _work_table(arms, lost), _energy_table(arms, lost)
+    statistics = statistics_tables(comparison, arms, find(comparison))
+    return _work_table(arms, lost), _energy_table(arms, lost), *statistics
 
 
 def build_plan_table(comparison: Comparison) -> Table:
@@ -56,11 +59,11 @@ def build_plan_table(comparison: Comparison) -> Table:
     arms = summarise(comparison)
     work = _work_columns(arms)
     scale = Scale.of(arm.energy.nominal_j for arm in arms)
-    table = _table(
+    table = new_table(
         "Predicted work and energy of one seed", "Tickets are assumed at the deadline. MACs and bit-ops of training."
     )
     energy_headings = (f"modelled\n[{scale.prefix}J]", f"low - high\n[{scale.prefix}J]")
-    _add_columns(table, ("arm", "precision"), (*work, *energy_headings, "of full\nfp32", "of slimming\nfp32"))
+    add_columns(table, ("arm", "precision"), (*work, *energy_headings, "of full\nfp32", "of slimming\nfp32"))
     for arm in arms:
         energy = (scale.text(arm.energy.nominal_j), _range_text(arm, scale))
         cells = (
@@ -79,7 +82,7 @@ def to_csv(comparison: Comparison, path: Path) -> None:
 
     An arm that diverged with every seed has empty cells but for what it is, and its ``diverged_seeds``.
     """
-    lines = [_flat(arm) | footprint_cells(arm, comparison.footprint) for arm in summarise(comparison)]
+    lines = [_cells(arm, comparison) for arm in summarise(comparison)]
     columns = list(dict.fromkeys(name for line in lines for name in line))
     lines += [_flat_lost(outcomes) for outcomes in diverged_arms(comparison).values()]
     text = io.StringIO()
@@ -96,9 +99,11 @@ def to_json(comparison: Comparison, path: Path) -> None:
         "name": comparison.name,
         "profile": comparison.profile,
         "margin": comparison.margin,
+        "confidence": comparison.confidence,
         "splits": dict(comparison.splits),
         **({} if comparison.footprint is None else {"footprint": footprint_tree(comparison.footprint)}),
-        "arms": [_arm_tree(arm, comparison.footprint) for arm in summarise(comparison)],
+        "arms": [_arm_tree(arm, comparison) for arm in summarise(comparison)],
+        **findings_tree(find(comparison)),
         "diverged": [_diverged_tree(comparison, outcome) for outcome in comparison.diverged],
         "sentences": sentences(comparison),
         "notes": list(comparison.notes),
@@ -119,8 +124,8 @@ def _work_table(arms: tuple[ArmSummary, ...], lost: dict[str, list[DivergedOutco
     caption = "* no ticket in time, drawn at the deadline. MACs and bit-ops of training."
     if any(arm.diverged_seeds for arm in arms):
         caption += f" {_MARK} diverged with a seed, and shows the means of the others."
-    table = _table("Accuracy, ticket and work", caption)
-    _add_columns(table, ("arm", "precision"), columns)
+    table = new_table("Accuracy, ticket and work", caption)
+    add_columns(table, ("arm", "precision"), columns)
     for arm in arms:
         table.add_row(*map(Text, (_name(arm), arm.precision_label, *(text(arm) for text in columns.values()))))
     for name, outcomes in lost.items():
@@ -148,13 +153,13 @@ def _energy_table(arms: tuple[ArmSummary, ...], lost: Iterable[str]) -> Table:
     scale = Scale.of(arm.energy.nominal_j for arm in arms)
     unit = f"[{scale.prefix}J]"
     components = [f"{component.removesuffix('_j')}\n{unit}" for component in _COMPONENTS]
-    table = _table(
+    table = new_table(
         "Modelled energy, and energy measured by a sensor",
         "Compute, memory and other are nominal. A ratio's (low-high) is over what the profile and the schedule leave "
         "open, the same for both arms.",
     )
     headings = (f"modelled\n{unit}", f"low - high\n{unit}", *components, *_RATIO_HEADINGS, "measured\n[J]")
-    _add_columns(table, ("arm",), headings)
+    add_columns(table, ("arm",), headings)
     for arm in arms:
         energy = arm.energy
         cells = (
@@ -179,20 +184,6 @@ def _ratio_texts(arm: ArmSummary, *, ends: bool = True) -> list[str]:
     return ["-" if ratio is None else ratio_text(ratio, ends=ends) for ratio in (arm.vs_full, arm.vs_slimming)]
 
 
-def _table(title: str, caption: str) -> Table:
-    return Table(
-        title=Text(title), caption=Text(caption), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left"
-    )
-
-
-def _add_columns(table: Table, texts: Iterable[str], numbers: Iterable[str]) -> None:
-    """Headings as Text, since markup would swallow a unit in brackets; folded, since a cut number is a wrong one."""
-    for heading in texts:
-        table.add_column(Text(heading), overflow="fold")
-    for heading in numbers:
-        table.add_column(Text(heading), justify="right", overflow="fold")
-
-
 def _ticket_text(arm: ArmSummary) -> str:
     """The ticket epoch of every seed in order; "-" for an arm without a ticket."""
     tickets = [seed.ticket for seed in arm.seeds]
@@ -204,6 +195,11 @@ def _ticket_text(arm: ArmSummary) -> str:
 # ---- for files ---------------------------------------------------------------------------------------------------
 
 
+def _cells(arm: ArmSummary, comparison: Comparison) -> dict[str, Any]:
+    """All columns of an arm."""
+    return _flat(arm) | interval_cells(arm, comparison.confidence) | footprint_cells(arm, comparison.footprint)
+
+
 def _flat(arm: ArmSummary) -> dict[str, Any]:
     """The cells of an arm's CSV line."""
     return {
@@ -213,6 +209,7 @@ def _flat(arm: ArmSummary) -> dict[str, Any]:
         "precision": arm.precision,
         "weights": arm.weights,
         "averaging": arm.averaging,
+        "ratio": arm.ratio,
         "seeds": ";".join(str(seed.seed) for seed in arm.seeds),
         "diverged_seeds": ";".join(map(str, arm.diverged_seeds)),
         **_spread_cells("test_accuracy", arm.test_accuracy),
@@ -274,13 +271,13 @@ def _diverged_tree(comparison: Comparison, outcome: DivergedOutcome) -> dict[str
     return named | {"stages": list(outcome.stages), "event": outcome.event.to_tree(), **_energy_cells(spent)}
 
 
-def _arm_tree(arm: ArmSummary, footprint: Footprint | None) -> dict[str, Any]:
-    cells = _flat(arm) | footprint_cells(arm, footprint)
+def _arm_tree(arm: ArmSummary, comparison: Comparison) -> dict[str, Any]:
+    cells = _cells(arm, comparison)
     for joined in ("ticket_epochs", "tickets_on_time", "diverged_seeds"):
         del cells[joined]  # the seeds have them
     return cells | {
         "diverged_seeds": list(arm.diverged_seeds),
-        "seeds": [_seed_tree(seed, footprint) for seed in arm.seeds],
+        "seeds": [_seed_tree(seed, comparison.footprint) for seed in arm.seeds],
     }
 
 

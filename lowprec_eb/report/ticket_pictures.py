@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from energy_models.units import si_text
-from lowprec_eb.report.pictures import COLOURS, new_figure
+from lowprec_eb.report.figures import COLOURS, new_figure
 from lowprec_eb.report.units import Scale
 from lowprec_eb.tickets import Ticket
 from lowprec_eb.tickets.widths import LayerWidths

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from lowprec_eb.report.pictures import COLOURS, new_figure, save_picture
+from lowprec_eb.report.figures import COLOURS, new_figure, save_picture
 from lowprec_eb.trace import OPERANDS, QuantizationTrace, TracedOperand, place_of, places_with_several_products
 
 _OPERAND_COLOURS = {

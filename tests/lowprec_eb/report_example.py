@@ -1,6 +1,7 @@
-"""A made-up comparison as large as a real one: 14 arms, 3 seeds, 20 epochs; dense and search stages are shared."""
+"""Made-up comparisons: one as large as a real one (14 arms, 3 seeds, 20 epochs, shared stages), and small ones."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -139,6 +140,19 @@ def example_comparison(seeds: tuple[int, ...] = (0, 1, 2)) -> Comparison:
         splits={"train": 1078, "validation": 269, "test": 450},
         notes=("bfp8: the first layer's image and the last layer are 8 bits too.",),
     )
+
+
+def built(*arms: tuple[str, str, str, str, float, tuple[float, ...]], **changes) -> Comparison:
+    """Arms (name, pipeline, search precision, precision, nominal J, test accuracy of each seed); a stage a seed."""
+    outcomes, rows = [], {}
+    for name, pipeline, search, precision, joules, accuracies in arms:
+        for seed, accuracy in enumerate(accuracies):
+            stage = f"{name}-{seed}"
+            bits = 8 if precision == "bfp8" else 32
+            rows[stage] = (row(stage, "train", 0, joules, bits),)
+            outcomes.append(outcome(name, pipeline, search, precision, seed, (stage,), accuracy, None))
+    comparison = Comparison("built", "chip: a chip.", tuple(outcomes), rows, (), {"train": 800, "test": 200}, ())
+    return replace(comparison, **changes)
 
 
 def _stages(rows, arm, pipeline, search, precision, seed, mean, noise):

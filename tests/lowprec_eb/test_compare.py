@@ -362,6 +362,8 @@ def test_run_names_follow_the_settings_and_not_the_workers(tiny):
         ({"pipelines": ()}, "at least one arm"),
         ({"seeds": (0, 0)}, "seeds must be different"),
         ({"margin": 1.5}, "margin must be in"),
+        ({"confidence": 0.5}, "confidence must be between 0.5 and 1"),
+        ({"baselines": ("ful",)}, "baselines: no arm is named 'ful'"),
         ({"threads": 0}, "threads must be at least 1"),
         ({"workers": 0}, "workers must be at least 1"),
         ({"name": "a/b"}, "name must be a word"),

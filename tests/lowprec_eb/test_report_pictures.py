@@ -24,11 +24,11 @@ def comparison() -> Comparison:
 def test_write_report_writes_everything(comparison: Comparison, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     paths = write_report(comparison, folder)
-    names = ["report.txt", "summary.csv", "summary.json"]
+    names = ["report.txt", "summary.csv", "summary.json", "baselines.csv"]
     pictures = ["energy_accuracy.png", "energy_phases.png", "epochs.png", "mask_distance.png"]
     assert [path.name for path in paths] == names + pictures
     assert sorted(folder.iterdir()) == sorted(paths)  # nothing unfinished stays
-    for path in paths[3:]:
+    for path in paths[len(names) :]:
         assert path.read_bytes()[:4] == PNG
         assert path.stat().st_size > 20_000
     report = paths[0].read_text()
@@ -62,8 +62,9 @@ def test_labels_of_points_lie_apart_from_each_other_and_in_the_plot(comparison: 
     frame = np.array(axes.get_window_extent().extents)
     assert (boxes[:, :2] >= frame[:2]).all()
     assert (boxes[:, 2:] <= frame[2:]).all()
-    (legend,) = figure.legends
-    assert legend.get_window_extent().x0 > frame[2]
+    kinds, signs = figure.legends
+    assert kinds.get_window_extent().x0 > frame[2]
+    assert signs.get_window_extent().y1 < axes.get_tightbbox().y0
     assert axes.get_xscale() == "log"
 
 

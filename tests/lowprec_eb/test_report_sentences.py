@@ -4,25 +4,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_example import example_comparison, outcome, row
+from report_example import built, example_comparison
 
 from lowprec_eb.outcome import TicketSummary
 from lowprec_eb.report import Comparison, sentences, summarise
 from lowprec_eb.report.roles import assign_roles, random_pairs
-from lowprec_eb.report.sentences import lowest_energy_arm, shapley_factors
-
-
-def built(*arms: tuple[str, str, str, str, float, tuple[float, ...]], **changes) -> Comparison:
-    """Arms (name, pipeline, search precision, precision, nominal J, test accuracy of each seed)."""
-    outcomes, rows = [], {}
-    for name, pipeline, search, precision, joules, accuracies in arms:
-        for seed, accuracy in enumerate(accuracies):
-            stage = f"{name}-{seed}"
-            bits = 8 if precision == "bfp8" else 32
-            rows[stage] = (row(stage, "train", 0, joules, bits),)
-            outcomes.append(outcome(name, pipeline, search, precision, seed, (stage,), accuracy, None))
-    comparison = Comparison("built", "chip: a chip.", tuple(outcomes), rows, (), {"train": 800, "test": 200}, ())
-    return replace(comparison, **changes)
+from lowprec_eb.report.saving import shapley_factors
+from lowprec_eb.report.sentences import lowest_energy_arm
 
 
 def one_with(comparison: Comparison, start: str) -> str:
@@ -55,10 +43,10 @@ def test_an_arm_exactly_at_the_margin_counts() -> None:
 def test_the_winner_against_its_baselines() -> None:
     line = one_with(built(FULL, NS, LL), "Against full training in fp32")
     assert "needs x0.200 of the energy" in line
-    assert "-0.50 points (paired over 3 seeds, std 0.95: within the seeds' spread)" in line
+    assert "-0.50 points (90 % interval -2.11 to +1.11 over 3 paired seeds: not established)" in line
     line = one_with(built(FULL, NS, LL), "Against network slimming")
     assert "x0.125" in line
-    assert "std 0.10: more than the seeds' spread" in line
+    assert "-0.50 points (90 % interval -0.67 to -0.33 over 3 paired seeds: equal)" in line
     assert "do not even overlap" in line
 
 
@@ -90,10 +78,11 @@ def test_a_fifth_that_hangs_on_the_constants_is_said() -> None:
 
 
 def test_where_the_saving_comes_from_in_both_orders() -> None:
-    line = one_with(built(NS, NS8, FF, LL), "Where x0.125 comes from")
-    assert "x0.500 from the ticket, then x0.250 from the 8 bits" in line
-    assert "x0.250 from the 8 bits, then x0.500 from the ticket" in line
-    assert "ticket x0.500, 8 bits x0.250" in line
+    line = one_with(built(NS, NS8, FF, LL), "Where x0.125 comes from (ll against ns)")
+    assert "Ticket first (by way of ff): x0.500 from the ticket, then x0.250 from the bits" in line
+    assert "Bits first (by way of ns8): x0.250 from the bits, then x0.500 from the ticket" in line
+    assert "ticket x0.500 (0.500-0.500)" in line
+    assert "bits x0.250" in line
 
 
 @given(*[st.floats(1e-3, 1e3)] * 4)
@@ -109,7 +98,7 @@ def test_the_two_factors_multiply_to_the_whole(slimming: float, slimming_8bit: f
 def test_sentences_whose_arms_are_missing_are_left_out(left_out) -> None:
     arms = [arm for arm in (FULL, NS, NS8, FF, LL) if arm is not left_out]
     lines = sentences(built(*arms))
-    assert not any(line.startswith("Where") for line in lines)
+    assert not any("against ns)" in line for line in lines if line.startswith("Where"))
     assert any(line.startswith("8-bit early bird") for line in lines) == (left_out not in (NS, LL))
 
 
@@ -150,7 +139,7 @@ def test_conditions_are_stated() -> None:
     lines = sentences(built(FULL, NS))
     assert lines[0] == "Energies are modelled, under the profile chip: a chip."
     assert "800 train, 200 test; one test example is 0.50 points" in lines[1]
-    assert "3 seeds" in lines[2]
+    assert any(line.startswith("Seeds of an arm: 3.") and "Student's t" in line for line in lines)
     assert not any("significant" in line for line in lines)
     assert any("not measured for any arm" in line for line in lines)
 
@@ -158,7 +147,7 @@ def test_conditions_are_stated() -> None:
 def test_one_seed_and_unequal_seeds_are_said() -> None:
     alone = sentences(built((*FULL[:5], (0.98,)), (*LL[:5], (0.975,))))
     assert any("With one seed nothing is known" in line for line in alone)
-    assert any("-0.50 points (one seed)" in line for line in alone)
+    assert any("-0.50 points (one seed: nothing is established)" in line for line in alone)
     uneven = sentences(built(FULL, (*LL[:5], (0.975,))))
     assert any("not run with the same seeds" in line and "ll: 0" in line for line in uneven)
 

@@ -21,7 +21,7 @@ from lowprec_eb.cli import app
 from lowprec_eb.config import load_config
 from lowprec_eb.lab import TrainingLab
 from lowprec_eb.models import build_model
-from lowprec_eb.report.pictures import save_picture
+from lowprec_eb.report.figures import save_picture
 from lowprec_eb.report.ticket_pictures import MOST_LAYERS, compared_tickets, ticket_picture, widths_picture
 from lowprec_eb.search import run_search
 from lowprec_eb.stage import StageRun
