@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from lowprec_eb.tasks.augment import random_crop, random_flip
 from lowprec_eb.tasks.base import Batch
-from lowprec_eb.tasks.datasets import DataName, LabelledImages, read_dataset
+from lowprec_eb.tasks.datasets import read_dataset
+from lowprec_eb.tasks.labelled import LabelledImages
+from lowprec_eb.tasks.layouts import DataName
 
 Augment = Literal["none", "crop", "crop_flip"]
 
