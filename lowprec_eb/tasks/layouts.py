@@ -82,6 +82,11 @@ def file_missing(name: DataName, sought: str, folder: Path, layout: Layout) -> s
 
 def no_root(name: DataName) -> str:
     """What to say where no data root was given."""
+    if name == "image-folder":
+        return (
+            "data 'image-folder' needs a data root (--data-root, task.data_root): a folder with train/<class>/<image> "
+            "and test/<class>/<image> (or val), or a tar archive of it"
+        )
     needed = " or with ".join(f"{layout.files} ({layout.name})" for layout in LAYOUTS[name])
     return (
         f"data {name!r} needs a data root (--data-root, task.data_root): a folder with {needed}, or a folder to "
