@@ -36,8 +36,7 @@ def read_image_folder(root: Path, side: int | None) -> Dataset:
     or image; what was ignored is said on stderr when images are decoded.
     """
     listing = list_images(root)
-    path = _cached(listing, side)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = _cache_of_images() / _name(listing, side)
     with FileLock(path.with_suffix(".lock")):  # arms that run side by side decode once
         images = _mapped(path, listing)
         if images is None:
@@ -65,10 +64,22 @@ def decode(data: bytes, side: int | None) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.asarray(plain).transpose(2, 0, 1))
 
 
-def _cached(listing: ImageListing, side: int | None) -> Path:
+def _cache_of_images() -> Path:
+    place: Path | str = "the user's cache folder"
+    try:
+        place = cache_folder() / "images"
+        place.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
+        raise OSError(
+            f"decoded images cannot be kept in {place} ({error}); set LOWPREC_EB_CACHE to a folder that can be written"
+        ) from error
+    return place
+
+
+def _name(listing: ImageListing, side: int | None) -> str:
     files = [(file.member, file.size_bytes, file.stamp) for file in (*listing.train, *listing.test)]
     identity = json.dumps([str(listing.root.resolve()), side, files])
-    return cache_folder() / "images" / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.npy"
+    return f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.npy"
 
 
 def _mapped(path: Path, listing: ImageListing) -> NDArray[np.uint8] | None:

@@ -5,20 +5,23 @@ so a member's path cannot lead anywhere.
 """
 
 import lzma
+import os
+import posixpath
 import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 # torchvision's IMG_EXTENSIONS
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+_Found = tuple[str, int, int]  # a file's name, size and time of change
 _TRAIN, _TESTS = "train", ("test", "val")  # a validation split is held out of train, so val tests where test is missing
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class ImageFile:
     """One image. `place` is its path within the split's parent, posix; `member` its path within root, or archive."""
 
@@ -68,9 +71,7 @@ def list_images(root: Path) -> ImageListing:
             members = {name: (name, member.size, int(member.mtime)) for name, member in _files(archive)}
         return _listing(root, members.values())
     folders = [root / split for split in (_TRAIN, *_TESTS) if (root / split).is_dir()]
-    files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
-    stats = ((path.relative_to(root).as_posix(), path.stat()) for path in files)
-    listing = _listing(root, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+    listing = _listing(root, [found for folder in folders for found in _scan(str(folder), folder.name)])
     _check_no_empty_class(folders, listing)
     return listing
 
@@ -105,23 +106,35 @@ def read_files(listing: ImageListing) -> Iterator[tuple[int, bytes]]:
 
 def _files(archive: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
     """Plain files by normalised path; links and devices are none."""
-    return ((PurePosixPath(member.name).as_posix(), member) for member in archive if member.isfile())
+    return ((posixpath.normpath(member.name), member) for member in archive if member.isfile())
 
 
-def _listing(root: Path, found: Iterable[tuple[str, int, int]]) -> ImageListing:
+def _scan(folder: str, name: str) -> Iterator[_Found]:
+    """Files at any depth below `folder`; links to files are followed, links to folders if they are a class."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            entry_name = f"{name}/{entry.name}"
+            if entry.is_dir(follow_symlinks="/" not in name):
+                yield from _scan(entry.path, entry_name)
+            elif entry.is_file():
+                stat = entry.stat()
+                yield entry_name, stat.st_size, stat.st_mtime_ns
+
+
+def _listing(root: Path, found: Iterable[_Found]) -> ImageListing:
     by_split: dict[str, list[ImageFile]] = {split: [] for split in (_TRAIN, *_TESTS)}
     ignored: Counter[str] = Counter()
     for name, size, stamp in found:
         file = _image_file(name, size, stamp)
         if file is None:
-            ignored[PurePosixPath(name).suffix.lower()] += 1
+            ignored[posixpath.splitext(name)[1].lower()] += 1
         else:
             by_split[file.split].append(file)
     missing = _TRAIN if not by_split[_TRAIN] else "" if any(by_split[split] for split in _TESTS) else "test or val"
     if missing:
         raise FileNotFoundError(_not_found(root, missing))
     used = next(split for split in _TESTS if by_split[split])
-    train, test = sorted(by_split[_TRAIN]), sorted(by_split[used])
+    train, test = (sorted(by_split[split], key=lambda file: (file.label, file.place)) for split in (_TRAIN, used))
     _check_one_place(root, [*train, *test])
     classes = sorted({file.label for file in train})
     _check_classes(root, classes, sorted({file.label for file in test}), used)
@@ -130,9 +143,9 @@ def _listing(root: Path, found: Iterable[tuple[str, int, int]]) -> ImageListing:
 
 
 def _image_file(name: str, size: int, stamp: int) -> ImageFile | None:
-    parts = PurePosixPath(name).parts
+    parts = name.split("/")
     depth = next((depth for depth, part in enumerate(parts) if part in (_TRAIN, *_TESTS)), None)
-    if depth is None or len(parts) < depth + 3 or PurePosixPath(name).suffix.lower() not in EXTENSIONS:
+    if depth is None or len(parts) < depth + 3 or not name.lower().endswith(EXTENSIONS):
         return None
     return ImageFile(parts[depth], parts[depth + 1], "/".join(parts[depth:]), name, size, stamp)
 

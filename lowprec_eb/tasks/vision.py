@@ -196,6 +196,15 @@ class VisionTask:
         return self.splits[name]
 
 
+def prepare_data(settings: TaskSettings) -> None:
+    """Download data and decode images where that is asked for and not done yet, so that `make_task` need not.
+
+    For programs that draw on the terminal later, or read the data in several processes. Raises as `read_dataset`.
+    """
+    if settings.download or settings.data == "image-folder":
+        read_dataset(settings.data, settings.data_root, settings.image_side, settings.download)
+
+
 def make_task(settings: TaskSettings, seed: int, device: str | torch.device = "cpu") -> VisionTask:
     """Read the data, split it and put it on `device`.
 
