@@ -25,6 +25,7 @@ from lowprec_eb.report.format_tables import print_sheets
 from lowprec_eb.report.saved import save_comparison
 from lowprec_eb.report_command import report
 from lowprec_eb.search_command import search
+from lowprec_eb.tasks import prepare_data
 from lowprec_eb.terminal import explained, new_console
 from lowprec_eb.ticket_command import app as ticket_app
 from lowprec_eb.workers import compare as run_comparison
@@ -50,9 +51,10 @@ def compare(
     config: Annotated[Path, typer.Option(help="YAML file of the comparison.")] = Path("configs/digits.yaml"),
     out: Annotated[Path, typer.Option(help="Folder for stages, ledgers, tables and pictures.")] = Path("runs"),
     data: Annotated[
-        str | None, typer.Option(help="Data set: digits, cifar10, cifar100, fashion-mnist or mnist.")
+        str | None, typer.Option(help="Data set: digits, cifar10, cifar100, fashion-mnist, mnist or image-folder.")
     ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder with the data set's files.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch data that are not in --data-root.")] = False,
     backend: Annotated[str | None, typer.Option(help="Quantizers: auto, reference, fast, triton or qtorch.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     settings: Annotated[
@@ -68,9 +70,11 @@ def compare(
     """
     console = new_console()
     flags = {"task.data": data, "task.data_root": data_root, "backend": backend, "device": device}
+    flags["task.download"] = "true" if download else None
     overrides = [f"{key}={value}" for key, value in flags.items() if value is not None]
     with explained(console):
         loaded = load_config(config, [*overrides, *(settings or [])])
+        prepare_data(loaded.task)
         if dry_run:
             print_plan(plan(loaded), console, seeds=len(loaded.seeds))
         else:

@@ -14,6 +14,7 @@ from energy_models.units import si_text
 from lowprec_eb.config import Config, load_config
 from lowprec_eb.progress import StageProgress
 from lowprec_eb.search import Search, run_search, saved_times, search_folder, write_search
+from lowprec_eb.tasks import prepare_data
 from lowprec_eb.terminal import explained, new_console
 
 
@@ -36,6 +37,7 @@ def search(
     console = new_console()
     with explained(console):
         loaded = load_config(config, settings or ())
+        prepare_data(loaded.task)
         found = _run(loaded, out, precision, seed, console)
         for ratio in found.drawn:
             _show(found, ratio, search_folder(found, out, ratio), console, everything)

@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -20,18 +20,23 @@ from torch import Tensor, nn
 
 from lowprec_eb.tasks.augment import random_crop, random_flip
 from lowprec_eb.tasks.base import Batch
-from lowprec_eb.tasks.datasets import DataName, LabelledImages, read_dataset
+from lowprec_eb.tasks.datasets import read_dataset
+from lowprec_eb.tasks.labelled import LabelledImages
+from lowprec_eb.tasks.layouts import DataName
 
 Augment = Literal["none", "crop", "crop_flip"]
 
 _SPLIT_SEED = 2020  # not the run's seed: all seeds and pipelines share one test set
+_PIECE = 2**22  # pixels that are counted at once, which takes eight bytes each
 
 
 @dataclass(frozen=True)
 class TaskSettings:
     """An image classification task.
 
-    data_root: folder with the data files (not read for digits).
+    data_root: folder with the data files (not read for digits); of image-folder a tar archive may stand for it.
+    download: fetch data that are not in data_root and put them there.
+    image_side: image-folder only; resize and crop all images to so many pixels a side.
     validation_fraction: share of the training rows that is held out for validation.
     test_fraction: digits only, share of all rows; the other data sets have test files of their own.
     augment: of training batches; crop_padding is its zero border in pixels.
@@ -47,19 +52,27 @@ class TaskSettings:
     crop_padding: int = 4
     max_train: int | None = None
     max_test: int | None = None
+    download: bool = field(default=False, compare=False)  # how the data came here decides no result
+    image_side: int | None = None
 
     def __post_init__(self) -> None:
         _check_choice("data", self.data, get_args(DataName))
         _check_choice("augment", self.augment, get_args(Augment))
-        for field, count in (("batch_size", self.batch_size), ("crop_padding", self.crop_padding)):
-            _check_count(field, count, low=1)
-        for field, limit, low in (("max_train", self.max_train, 2), ("max_test", self.max_test, 1)):
+        for name, count in (("batch_size", self.batch_size), ("crop_padding", self.crop_padding)):
+            _check_count(name, count, low=1)
+        for name, limit, low in (
+            ("max_train", self.max_train, 2),
+            ("max_test", self.max_test, 1),
+            ("image_side", self.image_side, 1),
+        ):
             if limit is not None:
-                _check_count(field, limit, low)
-        for field in ("validation_fraction", "test_fraction"):
-            value = getattr(self, field)
+                _check_count(name, limit, low)
+        for name in ("validation_fraction", "test_fraction"):
+            value = getattr(self, name)
             if not 0 < value < 1:
-                raise ValueError(f"{field} must lie strictly between 0 and 1, got {value!r}")
+                raise ValueError(f"{name} must lie strictly between 0 and 1, got {value!r}")
+        if self.image_side is not None and self.data != "image-folder":
+            raise ValueError(f"image_side is of image-folder only; {self.data} has images of one size: leave it out")
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +118,8 @@ class VisionTask:
         content = hashlib.sha256()
         for name, split in sorted(self.splits.items()):
             content.update(name.encode())
-            content.update(split.images.cpu().numpy().tobytes() + split.labels.cpu().numpy().tobytes())
+            for tensor in (split.images, split.labels):
+                content.update(tensor.cpu().contiguous().numpy().data)
         return content.hexdigest()[:12]
 
     def batch_sizes(self, split: str) -> dict[int, int]:
@@ -182,18 +196,27 @@ class VisionTask:
         return self.splits[name]
 
 
+def prepare_data(settings: TaskSettings) -> None:
+    """Download data and decode images where that is asked for and not done yet, so that `make_task` need not.
+
+    For programs that draw on the terminal later, or read the data in several processes. Raises as `read_dataset`.
+    """
+    if settings.download or settings.data == "image-folder":
+        read_dataset(settings.data, settings.data_root, settings.image_side, settings.download)
+
+
 def make_task(settings: TaskSettings, seed: int, device: str | torch.device = "cpu") -> VisionTask:
     """Read the data, split it and put it on `device`.
 
     The splits are stratified and do not depend on `seed`: every seed and pipeline is tested on the same images.
     Raises what `read_dataset` raises, and ValueError for settings that do not fit the data.
     """
-    dataset = read_dataset(settings.data, settings.data_root)
+    dataset = read_dataset(settings.data, settings.data_root, settings.image_side, settings.download)
     arrays = _split_arrays(settings, dataset.train, dataset.test)
     _check_crop(settings, arrays["train"].images.shape[2:])
     mean, std = _channel_statistics(arrays["train"].images)
     splits = {
-        name: Split(torch.tensor(part.images, device=device), torch.tensor(part.labels, device=device))
+        name: Split(torch.as_tensor(part.images, device=device), torch.as_tensor(part.labels, device=device))
         for name, part in arrays.items()
     }
     return VisionTask(
@@ -250,11 +273,14 @@ def _stratified_order(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _channel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
     """Mean and population standard deviation of each channel of (N, C, H, W), from exact integer sums."""
-    means, stds = [], []
+    means, stds, values = [], [], np.arange(256)
+    step = max(1, _PIECE // math.prod(images.shape[2:]))
+    pieces = [images[row : row + step] for row in range(0, len(images), step)]
     for index in range(images.shape[1]):
-        channel = images[:, index].astype(np.uint32)
-        mean = int(channel.sum(dtype=np.uint64)) / channel.size
-        variance = int((channel * channel).sum(dtype=np.uint64)) / channel.size - mean**2
+        counts = np.sum([np.bincount(piece[:, index].ravel(), minlength=256) for piece in pieces], axis=0)
+        size = int(counts.sum())
+        mean = int(counts @ values) / size
+        variance = int(counts @ values**2) / size - mean**2
         if variance <= 0:
             raise ValueError(f"channel {index} of the training images is constant ({mean:g}): it cannot be normalised")
         means.append(mean)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lowprec_eb.tasks.datasets import read_cifar_file, read_dataset, read_digits, read_idx
+from lowprec_eb.tasks.cifar import read_cifar_file
+from lowprec_eb.tasks.datasets import read_dataset, read_digits
+from lowprec_eb.tasks.idx import read_idx
 
 SHARED_CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar-10-batches-bin"
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -106,9 +108,10 @@ def test_cifar_label_out_of_range(tmp_path: Path, labels: tuple[int, ...], class
 
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
-@pytest.mark.parametrize("inside", [False, True])
-def test_idx_dataset(tmp_path: Path, zipped: bool, name: str, inside: bool) -> None:
-    images = write_idx(tmp_path / name if inside else tmp_path, zipped)
+@pytest.mark.parametrize("inside", ["", "own", "torchvision"])
+def test_idx_dataset(tmp_path: Path, zipped: bool, name: str, inside: str) -> None:
+    torchvision = {"mnist": "MNIST/raw", "fashion-mnist": "FashionMNIST/raw"}[name]
+    images = write_idx(tmp_path / {"": "", "own": name, "torchvision": torchvision}[inside], zipped)
     dataset = read_dataset("mnist" if name == "mnist" else "fashion-mnist", tmp_path)
     assert dataset.classes == 10
     for part in (dataset.train, dataset.test):
@@ -182,18 +185,33 @@ def test_missing_data_says_what_was_sought_and_where(tmp_path: Path, exists: boo
     with pytest.raises(FileNotFoundError) as caught:
         read_dataset("fashion-mnist", root)
     message = str(caught.value)
-    for part in ("train-images-idx3-ubyte", str(root), str(root / "fashion-mnist"), "--data-root", "t10k-labels"):
+    places = (str(root), str(root / "fashion-mnist"), str(root / "FashionMNIST" / "raw"))
+    for part in ("train-images-idx3-ubyte", *places, "--data-root", "--download", "t10k-labels"):
         assert part in message
+    assert ("does not exist" in message) == (not exists)
 
 
-@pytest.mark.parametrize("missing", ["test_batch.bin", "data_batch_*.bin"])
-def test_a_missing_cifar_file_is_named(tmp_path: Path, missing: str) -> None:
-    write_cifar10(tmp_path)
-    for path in tmp_path.glob(missing):
-        path.unlink()
+def test_both_layouts_of_cifar_are_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "data_batch_1.txt").touch()
     with pytest.raises(FileNotFoundError) as caught:
         read_dataset("cifar10", tmp_path)
-    assert f"no {missing} in {tmp_path}" in str(caught.value)
+    for part in ("data_batch_*.bin and test_batch.bin", "cifar-10-batches-bin", "data_batch_1", "cifar-10-batches-py"):
+        assert part in str(caught.value)
+
+
+def test_an_archive_in_place_of_a_folder(tmp_path: Path) -> None:
+    archive = tmp_path / "cifar-10-binary.tar.gz"
+    archive.touch()
+    with pytest.raises(FileNotFoundError, match=r"cifar-10-binary\.tar\.gz is a file: unpack it"):
+        read_dataset("cifar10", archive)
+
+
+def test_a_missing_cifar_file_is_named(tmp_path: Path) -> None:
+    write_cifar10(tmp_path)
+    (tmp_path / "test_batch.bin").unlink()
+    with pytest.raises(FileNotFoundError) as caught:
+        read_dataset("cifar10", tmp_path)
+    assert f"no test_batch.bin in {tmp_path}" in str(caught.value)
 
 
 def test_a_missing_idx_file_is_named(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lowprec_eb.cache import cache_folder
+
 Kernel = Any  # a C function (address of the job, first, last) that runs without the interpreter's lock
 _PROTOTYPE = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_int64] * 3)
 _SOURCES = ("slots.py", "lanes.py", "arithmetic.py", "loops.py", "kernels.py", "objects.py")
@@ -40,13 +42,6 @@ def kernel(name: str) -> Kernel:
 
 def address_of(kernel: Kernel) -> int:
     return int(ctypes.cast(kernel, ctypes.c_void_p).value or 0)
-
-
-def cache_folder() -> Path:
-    """``$LOWPREC_EB_CACHE``, else ``lowprec-eb`` in the user's cache folder."""
-    if chosen := os.environ.get("LOWPREC_EB_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lowprec-eb"
 
 
 def _object_code(name: str) -> bytes:

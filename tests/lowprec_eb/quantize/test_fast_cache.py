@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 
+from lowprec_eb.cache import cache_folder
 from lowprec_eb.quantize.fast import objects
 
 NAME = "apply_rule"
@@ -175,13 +176,13 @@ def test_another_llvm_is_another_file(fingerprint, monkeypatch):
 
 def test_the_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("LOWPREC_EB_CACHE", str(tmp_path / "a"))
-    assert objects.cache_folder() == tmp_path / "a"
+    assert cache_folder() == tmp_path / "a"
     monkeypatch.delenv("LOWPREC_EB_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
-    assert objects.cache_folder() == tmp_path / "b" / "lowprec-eb"
+    assert cache_folder() == tmp_path / "b" / "lowprec-eb"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "c"))
-    assert objects.cache_folder() == tmp_path / "c" / ".cache" / "lowprec-eb"
+    assert cache_folder() == tmp_path / "c" / ".cache" / "lowprec-eb"
 
 
 # ---- other processes ---------------------------------------------------------------------------------------------
