@@ -9,7 +9,9 @@ from typing import Literal
 
 from energy_models.footprint import Footprint
 from lowprec_eb import strict_config
-from lowprec_eb.lab import ArmSettings, LabSettings
+from lowprec_eb.arms import ArmSettings, check_matches
+from lowprec_eb.averaging import AveragingSettings
+from lowprec_eb.lab_settings import LabSettings
 from lowprec_eb.models import ModelSettings, VGGSettings
 from lowprec_eb.precision import nearest
 from lowprec_eb.precision_settings import PrecisionSettings
@@ -64,6 +66,7 @@ class Config:
         names = [arm.name for arm in self.pipelines]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"pipelines: two arms are named {doubled[0]!r}; give each its own name")
+        check_matches(self.pipelines)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or not all(0 <= s < 2**31 for s in self.seeds):
             raise ValueError(
                 f"seeds must be different whole numbers from 0 to 2**31 - 1, at least one, got {list(self.seeds)}"
@@ -97,12 +100,23 @@ class Config:
             )
         if self.training.averaging is not None:
             self.training.averaging.check(self.training.epochs, ticket.deadline)
+            self._check_averaged_rounds(self.training.averaging)
         needed = ticket.window + (1 if ticket.rule == "consecutive" else 0)
         if needed > ticket.deadline:
             raise ValueError(
                 f"ticket.deadline ({ticket.deadline}) must be at least {needed}: the {ticket.rule!r} rule with window "
                 f"{ticket.window} cannot fire before"
             )
+
+    def _check_averaged_rounds(self, averaging: AveragingSettings) -> None:
+        for place, arm in enumerate(self.pipelines):
+            for key in ("iterative", "thinet"):
+                settings = getattr(arm, key)
+                if arm.averaging and settings is not None and settings.epochs is not None:
+                    try:
+                        averaging.check(settings.epochs)
+                    except ValueError as error:
+                        raise ValueError(f"pipelines.{place}.{key}.epochs: {error}") from error
 
     @property
     def run_name(self) -> str:
@@ -112,7 +126,9 @@ class Config:
     def lab(self) -> LabSettings:
         precisions = {name: settings.precision(name) for name, settings in self.precisions.items()}
         shared = (self.task, self.model, self.training, self.ticket, self.device, self.backend, self.threads)
-        return LabSettings(*shared, precisions=precisions)
+        rewinds = tuple(sorted({arm.rewind_epoch for arm in self.pipelines if arm.rewind_epoch}))
+        sweeps = any(arm.ratio is not None for arm in self.pipelines)
+        return LabSettings(*shared, precisions=precisions, rewind_epochs=rewinds, sweeps=sweeps)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -22,13 +22,37 @@ class TicketSummary:
 
 
 @dataclass(frozen=True)
+class MatchSummary:
+    """How well a dense run was made to cost what another arm does.
+
+    ``quantity`` is "flops" (of training, two a MAC) or "energy" (modelled, nominal J of everything), ``target`` what
+    the other ``arm`` costs, ``cost`` what this one does after ``epochs``, the nearest whole number of them.
+    """
+
+    arm: str
+    quantity: str
+    target: float
+    cost: float
+    epochs: int
+
+    @property
+    def error(self) -> float:
+        """How much more this arm costs, as a share of the other's cost."""
+        return self.cost / self.target - 1
+
+
+@dataclass(frozen=True)
 class Outcome:
     """One pipeline arm, one seed.
 
     Accuracies are fractions in [0, 1], test accuracy at the epoch that validation selected, or with ``averaging`` (its
     kind: "swalp", "swa" or "ema"; None: none) both of the averaged model. ``stages`` are the ledger
     stages that this arm is charged for, in order; a stage may be charged to several arms. ``forward_macs`` and
-    ``dense_forward_macs`` are of one image. ``weights`` is what a ticket was retrained from: "inherit" or "reinit".
+    ``dense_forward_macs`` are of one image. ``weights``, ``schedule``, ``optimizer``, ``penalty`` and ``rewind_epoch``
+    say what a ticket was retrained from, see :class:`lowprec_eb.retraining.Retraining`; ``weights`` is "inherit" and
+    the others None where nothing was retrained. ``match``: of a dense run that was to cost what another arm does.
+    ``ratio`` is the share of channels that the arm was to drop, where the arms of a comparison differ in it: such arms,
+    alike in all else, are one sweep (None: no part of a sweep).
     """
 
     arm: str
@@ -47,6 +71,12 @@ class Outcome:
     forward_macs: int
     dense_forward_macs: int
     averaging: str | None = None
+    ratio: float | None = None
+    schedule: str | None = None
+    optimizer: str | None = None
+    penalty: bool | None = None
+    rewind_epoch: int | None = None
+    match: MatchSummary | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +84,8 @@ class DivergedOutcome:
     """One pipeline arm, one seed, that could not be trained to its end.
 
     ``stages`` are the ledger stages that were paid for it, the last of them the one that diverged, in ``phase``;
-    ``event`` says where, ``message`` is for people. ``averaging`` is as of an :class:`Outcome`, had there been one.
+    ``event`` says where, ``message`` is for people. ``averaging`` and ``ratio`` are as of an
+    :class:`Outcome`, had there been one.
     """
 
     arm: str
@@ -68,3 +99,4 @@ class DivergedOutcome:
     event: Instability
     message: str
     averaging: str | None = None
+    ratio: float | None = None

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lowprec_eb.lab import ArmSettings
+from lowprec_eb.arms import ArmSettings
 from lowprec_eb.pipelines import PIPELINES
 
 
