@@ -191,9 +191,9 @@ class Lab(ABC):
         coupled = self.tickets.groups == "coupled"
         groups = channel_groups(start.model, self.example, coupled)
         masks, expense = self._sensitive(start.model, groups, batches, self._bench(precision))
-        of_masks = groups if coupled else None
-        ticket = Ticket(masks, self.tickets.ratio, start.epoch, precision=precision, groups=of_masks)
-        return start.charged(expense), ticket
+        of = groups if coupled else None
+        ticket = Ticket(masks, self.tickets.ratio, start.epoch, precision=precision, groups=of)
+        return replace(start, key=f"{start.key}/seen by {batches} batches").charged(expense), ticket
 
     @cached_property
     def reconstructable(self) -> dict[str, float]:
@@ -208,9 +208,7 @@ class Lab(ABC):
         rate = self.tickets.ratio * sum(found.widths.values()) / max(1, channels)
         if rate >= 1:
             why = "; ".join(f"{name}: {reason}" for name, reason in found.left_out.items())
-            raise ValueError(
-                f"thinet: {channels} channels can be chosen, too few for ratio {self.tickets.ratio}: {why}"
-            )
+            raise ValueError(f"thinet: of {channels} channels too few can go for the ratio of all: {why}")
         return dict.fromkeys(found.readers, rate)
 
     def reconstruct(
@@ -218,12 +216,13 @@ class Lab(ABC):
     ) -> tuple[Start, Ticket]:
         """Prune the channels of ``group`` that what reads them notices least, and rescale the others: the smaller model
         with what that took, and the ticket. ``epoch``: epochs trained until then."""
-        found = covered(start.model, self.example, self.tickets.groups)
+        found = covered(start.model, self.example, self.tickets.groups, only=group)
         number, rate = list(self.reconstructable).index(group), self.reconstructable[group]
         layer = Layer.of(group, found.readers[group], found.widths[group], rate, number)
         mask, model, expense = self._reconstruct(start.model, layer, how, self._bench(precision))
         ticket = found.ticket(group, mask, self.tickets.ratio, epoch, precision)
-        return self.prune(replace(start, model=model).charged(expense), ticket), ticket
+        key = f"{start.key}/rescaled by {how.batches} batches, {how.positions} positions"
+        return self.prune(replace(start, key=key, model=model).charged(expense), ticket), ticket
 
     def _bench(self, precision: str) -> Bench:
         return Bench(self.task, self.recipe(precision), self.settings.device, self.seed)

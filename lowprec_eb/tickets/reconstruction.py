@@ -8,7 +8,7 @@ precision, so that the order of nearly equal channels does not hang on a roundin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,36 +38,41 @@ class Covered:
     groups: Sequence[ChannelGroup] | None
     widths: Mapping[str, int]
 
-    def ticket(self, group: str, mask: Tensor, ratio: float, epoch: int, precision: str) -> Ticket:
+    def ticket(self, group: str, mask: Tensor, ratio: float, epoch: int, precision: str | None) -> Ticket:
         """The ticket that drops channels of one group alone."""
         masks = {name: torch.ones(width, dtype=torch.bool) for name, width in self.widths.items()} | {group: mask}
         return Ticket(masks, ratio, epoch, precision=precision, groups=self.groups)
 
 
-def covered(model: nn.Module, example_inputs: Inputs, grouping: Grouping) -> Covered:
-    """Which channel groups of ``model`` can be selected by reconstruction.
+def covered(model: nn.Module, example_inputs: Inputs, grouping: Grouping, only: str | None = None) -> Covered:
+    """Which channel groups of ``model`` can be selected by reconstruction; ``only``: look at no other than this one.
 
     All that reads them must be ungrouped 2-d convolutions with zero padding, or linear layers; and what is dropped
     must go: a residual sum that others write to stays, and is left out.
     """
     coupled = grouping == "coupled"
     groups = channel_groups(model, example_inputs, coupled)
+    found = Covered({}, {}, tuple(groups) if coupled else None, {group.name: group.channels for group in groups})
+    readers, left_out = {}, {}
+    for group in groups if only is None else [group for group in groups if group.name == only]:
+        readers[group.name], why = _readers(model, group)
+        half = found.ticket(group.name, torch.arange(group.channels) % 2 == 0, 0.5, 0, None)
+        if why is None and plan_compaction(model, half, example_inputs).zeroed:
+            why = "other layers write to its channels, too"
+        if why is not None:
+            left_out[group.name] = why
+            del readers[group.name]
+    return replace(found, readers=readers, left_out=left_out)
+
+
+def _readers(model: nn.Module, group: ChannelGroup) -> tuple[tuple[Member, ...], str | None]:
+    """What reads the channels of ``group``, and why that cannot be rescaled (None: it can)."""
     modules = dict(model.named_modules())
-    masks = {group.name: torch.arange(group.channels) % 2 == 0 for group in groups}
-    of_tickets = tuple(groups) if coupled else None
-    stays = plan_compaction(model, Ticket(masks, 0.5, 0, groups=of_tickets), example_inputs).zeroed
-    readers: dict[str, tuple[Member, ...]] = {}
-    left_out: dict[str, str] = {}
-    for group in groups:
-        reading = tuple(m for m in group.members if m.side == "in" and not isinstance(modules[m.module], BATCH_NORMS))
-        strange = [m.module for m in reading if not _is_plain(modules[m.module])]
-        if group.unit != "channel" or strange or not reading:
-            left_out[group.name] = f"read by {', '.join(strange) or 'no layer that sums over channels'}"
-        elif group.name in stays:
-            left_out[group.name] = "other layers write to its channels, too"
-        else:
-            readers[group.name] = reading
-    return Covered(readers, left_out, of_tickets, {group.name: group.channels for group in groups})
+    readers = tuple(m for m in group.members if m.side == "in" and not isinstance(modules[m.module], BATCH_NORMS))
+    strange = [m.module for m in readers if not _is_plain(modules[m.module])]
+    if group.unit != "channel" or strange or not readers:
+        return readers, f"read by {', '.join(strange) or 'no layer that sums over channels'}"
+    return readers, None
 
 
 def _is_plain(module: nn.Module) -> bool:
