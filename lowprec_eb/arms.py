@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lowprec_eb.precision import nearest
-from lowprec_eb.retraining import OptimizerState, Retraining, Schedule, Weights
+from lowprec_eb.retraining import LOTTERY, OptimizerState, Retraining, Schedule, Weights
 
 PipelineName = Literal[
     "full",
@@ -172,6 +172,11 @@ class ArmSettings:
     @property
     def prunes(self) -> bool:
         return self.pipeline not in _DENSE
+
+    @property
+    def origin(self) -> Weights:
+        """What an outcome says under ``weights``, finished or not."""
+        return LOTTERY.weights if self.pipeline == "one_shot_ticket" else self.weights
 
     @property
     def retraining(self) -> Retraining:

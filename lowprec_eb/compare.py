@@ -130,7 +130,7 @@ def _diverged(lab: Lab, arm: ArmSettings, error: StageDiverged) -> ArmResult:
         seed=lab.seed,
         search_precision=arm.search if arm.searches else None,
         precision=arm.precision,
-        weights=arm.weights,
+        weights=arm.origin,
         averaging=lab.averaging_kind,
         ratio=lab.ratio_of(arm),
         stages=(*lab.finished, error.stage.key),

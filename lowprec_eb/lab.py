@@ -293,7 +293,7 @@ class Lab(ABC):
             seed=self.seed,
             search_precision=arm.search if searched else None,
             precision=arm.precision,
-            weights="inherit" if retraining is None else retraining.weights,
+            weights=arm.origin,
             stages=tuple(stage.key for stage in stages),
             test_accuracy=final.test_accuracy,
             validation_accuracy=final.validation_accuracy,

@@ -377,7 +377,7 @@ def test_impossible_configs_are_explained(tiny, changes, message):
 
 
 def test_a_search_precision_needs_a_search():
-    with pytest.raises(ValueError, match="are for early_bird and random_ticket, not 'full'"):
+    with pytest.raises(ValueError, match="is for early_bird and random_ticket and final_ticket, not 'full'"):
         ArmSettings("a", "full", search_precision="bfp8")
 
 

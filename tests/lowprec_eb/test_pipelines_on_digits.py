@@ -332,6 +332,16 @@ def test_a_match_to_an_arm_that_diverges_diverges_with_it(small, tmp_path):
     assert matched.outcome.stages == full.outcome.stages
 
 
+def test_an_arm_describes_itself_alike_finished_or_diverged(small, tmp_path):
+    config = replace(small, seeds=(0, 1), pipelines=(ArmSettings("one-shot", "one_shot_ticket"),))
+    (arm,) = config.pipelines
+    finished = run_arm(config, tmp_path, 0, arm, Silent())
+    too_fast = replace(config, training=replace(config.training, learning_rate=1e30))
+    diverged = run_arm(too_fast, tmp_path, 1, arm, Silent())
+    assert finished.outcome.weights == diverged.outcome.weights == "rewind"
+    assert gather(config, [finished, diverged]).diverged == (diverged.outcome,)
+
+
 def test_a_penalty_that_goes_on_is_paid(small, tmp_path):
     arms = (ArmSettings("FF", "early_bird"), ArmSettings("on", "early_bird", penalty=True))
     _, (off, on) = run(small, tmp_path, *arms)
