@@ -132,8 +132,7 @@ class Lab(ABC):
     @property
     def averaging_kind(self) -> str | None:
         """Of the average that the stages deliver; None: none."""
-        averaging = self.settings.training.averaging
-        return None if averaging is None else averaging.kind
+        return None if (averaging := self.settings.training.averaging) is None else averaging.kind
 
     @property
     def _raise_to(self) -> Precision | None:
@@ -173,8 +172,8 @@ class Lab(ABC):
             dropped = round((1 - left) * self._channels(self._dense))
             ratio = max(0.0, 1 - (self._channels(self._dense) - dropped) / self._channels(model))
         masks, groups = self._largest(model, ratio)
-        trained = dense.state.epoch if epoch is None else epoch
-        return Ticket(masks, self.tickets.ratio, trained, precision=precision, groups=groups)
+        epoch = dense.state.epoch if epoch is None else epoch
+        return Ticket(masks, self.tickets.ratio, epoch, precision=precision, groups=groups)
 
     def _channels(self, model: nn.Module) -> int:
         """Channels that have a score."""

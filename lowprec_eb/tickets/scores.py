@@ -167,8 +167,7 @@ class Connection:
     Source: Lee et al., "SNIP: Single-shot Network Pruning based on Connection Sensitivity", ICLR 2019, equations 4 to
     6, which rank single weights; sums over channels are not theirs.
 
-    Raises:
-        ValueError: a parameter has no gradient.
+    Raises ValueError where a parameter has no gradient.
     """
 
     groups: Sequence[ChannelGroup]
