@@ -1,12 +1,14 @@
 """What an arm may say: keys that belong together, shares of rounds, and matches."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from lowprec_eb.arms import ArmSettings, IterativeSettings, MatchSettings, SnipSettings, ThinetSettings
 from lowprec_eb.averaging import AveragingSettings
 from lowprec_eb.config import load_config
+from lowprec_eb.pipelines import PIPELINES
 from lowprec_eb.retraining import Retraining
 from lowprec_eb.strict_config import ConfigError
 
@@ -95,6 +97,11 @@ def test_rounds_too_short_for_the_average_are_refused(tiny):
     with pytest.raises(ValueError, match=r"pipelines\.0\.iterative\.epochs: averaging"):
         replace(tiny, training=training, pipelines=(arm,))
     replace(tiny, training=training, pipelines=(replace(arm, averaging=False),))
+
+
+def test_a_config_has_every_pipeline():
+    config = load_config(Path(__file__).parents[2] / "configs" / "digits_baselines.yaml")
+    assert {arm.pipeline for arm in config.pipelines} == set(PIPELINES)
 
 
 def test_the_keys_stand_in_yaml(tmp_path):
