@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,14 +13,16 @@ import torch
 from numpy.typing import NDArray
 
 from energy_models import LedgerRow, load_profile
+from lowprec_eb.arms import ArmSettings
 from lowprec_eb.checkpoints import write_text
 from lowprec_eb.config import Config
-from lowprec_eb.lab import ArmSettings, Lab, PlanningLab, TrainingLab
+from lowprec_eb.lab import Lab, TrainingLab
 from lowprec_eb.outcome import DivergedOutcome, Outcome
 from lowprec_eb.pipelines import PIPELINES
+from lowprec_eb.planning_lab import PlanningLab
 from lowprec_eb.progress import ArmObserver, CompareObserver
 from lowprec_eb.report import Comparison, MaskHistory
-from lowprec_eb.stage_data import StageDiverged
+from lowprec_eb.stage_data import StageDiverged, StageResult
 from lowprec_eb.strict_config import to_plain
 from lowprec_eb.tasks import TaskSettings, VisionTask, make_task
 from lowprec_eb.tickets import ScoreHistory, keep_largest
@@ -64,8 +66,13 @@ def run_arm(config: Config, out: Path, seed: int, arm: ArmSettings, observer: Co
     torch.set_num_threads(config.threads)
     task = replace(load_task(config.task, config.device), seed=seed)
     profile, label = load_profile(config.profile), (seed, arm.name)
-    settings, stages, progress = config.lab.of_arm(arm), out / "stages", ArmObserver(observer, label)
-    lab = TrainingLab(settings, task, profile, seed, stages, config.run_name, progress)
+    stages, progress = out / "stages", ArmObserver(observer, label)
+
+    def lab_of(arm: ArmSettings) -> Lab:
+        shared = (task, profile, seed, stages, config.run_name, progress)
+        return TrainingLab(config.lab.of_arm(arm), *shared, others=_others(config, lab_of))
+
+    lab = lab_of(arm)
     observer.begin(label)
     try:
         result = _result(lab, arm)
@@ -78,9 +85,26 @@ def run_arm(config: Config, out: Path, seed: int, arm: ArmSettings, observer: Co
 def plan(config: Config) -> Comparison:
     """Predict MACs and modelled energy of every arm for one seed, without training; its accuracies are NaN."""
     task, profile, seed = load_task(config.task, config.device), load_profile(config.profile), config.seeds[0]
-    with_and_without = {arm.averaging: config.lab.of_arm(arm) for arm in config.pipelines}
-    labs = {key: PlanningLab(settings, task, profile, seed) for key, settings in with_and_without.items()}
-    return gather(config, [_result(labs[arm.averaging], arm) for arm in config.pipelines])
+    labs: dict[tuple[bool, float | None], Lab] = {}
+
+    def lab_of(arm: ArmSettings) -> Lab:
+        key = (arm.averaging, arm.ratio)
+        if key not in labs:
+            labs[key] = PlanningLab(config.lab.of_arm(arm), task, profile, seed, others=_others(config, lab_of))
+        return labs[key]
+
+    return gather(config, [_result(lab_of(arm), arm) for arm in config.pipelines])
+
+
+def _others(config: Config, lab_of: Callable[[ArmSettings], Lab]) -> Callable[[str], Sequence[StageResult]]:
+    """By its name, the finished stages of an arm; what is not finished is run."""
+
+    def stages_of(name: str) -> list[StageResult]:
+        arm = next(arm for arm in config.pipelines if arm.name == name)
+        lab = lab_of(arm)
+        return [lab.finished[key] for key in PIPELINES[arm.pipeline](lab, arm).stages]
+
+    return stages_of
 
 
 @lru_cache(maxsize=1)
@@ -100,15 +124,15 @@ def _result(lab: Lab, arm: ArmSettings) -> ArmResult:
 
 
 def _diverged(lab: Lab, arm: ArmSettings, error: StageDiverged) -> ArmResult:
-    searches = arm.pipeline in ("early_bird", "random_ticket")
     outcome = DivergedOutcome(
         arm=arm.name,
         pipeline=arm.pipeline,
         seed=lab.seed,
-        search_precision=arm.search if searches else None,
+        search_precision=arm.search if arm.searches else None,
         precision=arm.precision,
-        weights=arm.weights,
+        weights=arm.origin,
         averaging=lab.averaging_kind,
+        ratio=lab.ratio_of(arm),
         stages=(*lab.finished, error.stage.key),
         phase=error.stage.phase,
         event=error.event,
@@ -175,11 +199,12 @@ def _mask_histories(results: Sequence[ArmResult]) -> Iterator[MaskHistory]:
     """The recorded masks, each beside the ticket that was drawn with the same precision and seed."""
     found = [r.outcome for r in results if isinstance(r.outcome, Outcome)]
     drawn = [outcome for outcome in found if outcome.pipeline == "early_bird"]
-    tickets = {(o.seed, o.search_precision): o.ticket.epoch for o in drawn if o.ticket is not None}
+    tickets = {(o.seed, o.search_precision, o.ratio): o.ticket.epoch for o in drawn if o.ticket is not None}
     for result in results:
         if result.dense_masks is not None:
-            seed, precision = result.outcome.seed, result.outcome.precision
-            yield MaskHistory(precision, seed, result.dense_masks, tickets.get((seed, precision)))
+            seed, precision, ratio = result.outcome.seed, result.outcome.precision, result.outcome.ratio
+            label = precision if ratio is None else f"{precision}, ratio {ratio:g}"
+            yield MaskHistory(label, seed, result.dense_masks, tickets.get((seed, precision, ratio)))
 
 
 def _masks_by_epoch(lab: Lab, history: ScoreHistory) -> NDArray[np.bool_]:

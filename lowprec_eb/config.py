@@ -9,7 +9,9 @@ from typing import Literal
 
 from energy_models.footprint import Footprint
 from lowprec_eb import strict_config
-from lowprec_eb.lab import ArmSettings, LabSettings
+from lowprec_eb.arms import ArmSettings, check_matches
+from lowprec_eb.averaging import AveragingSettings
+from lowprec_eb.lab_settings import LabSettings
 from lowprec_eb.models import ModelSettings, VGGSettings
 from lowprec_eb.precision import nearest
 from lowprec_eb.precision_settings import PrecisionSettings
@@ -72,6 +74,7 @@ class Config:
         if strangers := [name for name in self.baselines if name not in names]:
             hint = nearest(strangers[0], names) or f"; the arms are {', '.join(names)}"
             raise ValueError(f"baselines: no arm is named {strangers[0]!r}{hint}")
+        check_matches(self.pipelines)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or not all(0 <= s < 2**31 for s in self.seeds):
             raise ValueError(
                 f"seeds must be different whole numbers from 0 to 2**31 - 1, at least one, got {list(self.seeds)}"
@@ -105,8 +108,19 @@ class Config:
             )
         if self.training.averaging is not None:
             self.training.averaging.check(self.training.epochs, ticket.deadline)
+            self._check_averaged_rounds(self.training.averaging)
         if ticket.check_every is None:  # else the steps of an epoch decide, which the lab knows
             ticket.check_deadline(1)
+
+    def _check_averaged_rounds(self, averaging: AveragingSettings) -> None:
+        for place, arm in enumerate(self.pipelines):
+            for key in ("iterative", "thinet"):
+                settings = getattr(arm, key)
+                if arm.averaging and settings is not None and settings.epochs is not None:
+                    try:
+                        averaging.check(settings.epochs)
+                    except ValueError as error:
+                        raise ValueError(f"pipelines.{place}.{key}.epochs: {error}") from error
 
     @property
     def run_name(self) -> str:
@@ -116,7 +130,9 @@ class Config:
     def lab(self) -> LabSettings:
         precisions = {name: settings.precision(name) for name, settings in self.precisions.items()}
         shared = (self.task, self.model, self.training, self.ticket, self.device, self.backend, self.threads)
-        return LabSettings(*shared, precisions=precisions)
+        rewinds = tuple(sorted({arm.rewind_epoch for arm in self.pipelines if arm.rewind_epoch}))
+        sweeps = any(arm.ratio is not None for arm in self.pipelines)
+        return LabSettings(*shared, precisions=precisions, rewind_epochs=rewinds, sweeps=sweeps)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

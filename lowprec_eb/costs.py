@@ -139,6 +139,28 @@ def summed(of_batch: Mapping[int, OpCounts], times: Mapping[int, int]) -> OpCoun
     return sum((of_batch[size] * number for size, number in times.items()), OpCounts())
 
 
+def pass_costs(model: nn.Module, task: Task, batches: int, *, training: bool) -> OpCounts:
+    """The first ``batches`` of a training epoch, forward, and backward in ``training``, without an optimizer's step."""
+    sizes = leading_sizes(task, batches)
+    return summed(_batch_costs(model, task, sizes, OpCounts() if training else None), sizes)
+
+
+def leading_sizes(task: Task, batches: int) -> dict[int, int]:
+    """Size -> number of such batches, of the first ``batches`` of a training epoch.
+
+    Raises:
+        ValueError: an epoch has fewer.
+    """
+    left, found = batches, {}
+    for size, times in task.batch_sizes("train").items():  # full ones come first
+        if taken := min(left, times):
+            found[size] = taken
+            left -= taken
+    if left:
+        raise ValueError(f"batches ({batches}) must be at most those of an epoch: {batches - left}")
+    return found
+
+
 def _batch_costs(model: nn.Module, task: Task, sizes: Iterable[int], step: OpCounts | None) -> dict[int, OpCounts]:
     """One batch of each size; with the costs of an optimizer ``step`` it is a training step."""
     found = {}
@@ -208,6 +230,11 @@ def ranking_costs(channels: int) -> OpCounts:
     """Sorting the scores of all channels: channels * log2(channels) comparisons."""
     comparisons = max(1, math.ceil(math.log2(channels)))
     return element_ops("ranking", channels, int_add=comparisons, read_bits=32, write_bits=1)
+
+
+def copy_costs(model: nn.Module) -> OpCounts:
+    """Moving the weights that stay: one read and one write of 32 bits each, no arithmetic."""
+    return element_ops("copy", sum(p.numel() for p in model.parameters()), read_bits=32, write_bits=32)
 
 
 def detector_costs(model: nn.Module, settings: TicketSettings, example_inputs: Tensor | None = None) -> OpCounts:

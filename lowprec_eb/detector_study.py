@@ -11,7 +11,8 @@ import torch
 
 from energy_models import load_profile
 from lowprec_eb.checkpoints import write_text
-from lowprec_eb.lab import LabSettings, TrainingLab
+from lowprec_eb.lab import TrainingLab
+from lowprec_eb.lab_settings import LabSettings
 from lowprec_eb.models import ModelSettings, VGGSettings
 from lowprec_eb.stage_data import Progress, StageResult
 from lowprec_eb.strict_config import digest

@@ -1,115 +1,82 @@
 """The lab: what a pipeline works with.
 
 Pipelines are written against :class:`Lab` and read like their papers' algorithm boxes. :class:`TrainingLab` trains and
-keeps finished stages, so pipelines that share one reuse it; :class:`PlanningLab` walks the same pipelines without
-training and predicts what they would cost.
+keeps finished stages, so pipelines that share one reuse it; :class:`lowprec_eb.planning_lab.PlanningLab` walks the same
+pipelines without training and predicts what they would cost.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from energy_models import HardwareProfile, LedgerKey, LedgerRow, OpCounts, count, element_ops, estimate, measure
-from lowprec_eb.costs import epoch_costs, ranking_costs
-from lowprec_eb.lowering import lower
-from lowprec_eb.models import ModelSettings, build_model
-from lowprec_eb.optim import LowPrecisionOptimizer
+from energy_models import HardwareProfile, count, measure
+from lowprec_eb.arms import ArmSettings, MatchSettings, ThinetSettings
+from lowprec_eb.costs import copy_costs, ranking_costs
+from lowprec_eb.forecast import Forecast
+from lowprec_eb.lab_settings import LabSettings
+from lowprec_eb.matching import foreseen, how_well, nearest_length, spent
+from lowprec_eb.models import build_model
 from lowprec_eb.outcome import Outcome, TicketSummary
 from lowprec_eb.precision import Precision
 from lowprec_eb.quantize.random_bits import derive_seed
 from lowprec_eb.recipes import precision as named_precision
+from lowprec_eb.retraining import Retraining
+from lowprec_eb.selection import Bench, Layer, reconstruct, sensitivity
 from lowprec_eb.stage import StageRun
-from lowprec_eb.stage_average import stage_average
-from lowprec_eb.stage_data import Progress, Stage, StagePhase, StageResult, Start
+from lowprec_eb.stage_data import Expense, Progress, Stage, StagePhase, StageResult, Start
 from lowprec_eb.strict_config import digest
-from lowprec_eb.tasks import Task, TaskSettings
+from lowprec_eb.tasks import Task
 from lowprec_eb.tickets import (
     ScoreSettings,
     Ticket,
-    TicketSettings,
     batch_norms,
+    channel_groups,
     keep_largest,
     keep_random,
-    keep_uniform,
     plan_compaction,
     scoring,
 )
+from lowprec_eb.tickets.masks import Masks
+from lowprec_eb.tickets.members import ChannelGroup
+from lowprec_eb.tickets.reconstruction import covered
 from lowprec_eb.train import TrainSettings
 from lowprec_eb.versions import software_fingerprint
 
-PipelineName = Literal["full", "network_slimming", "one_shot_ticket", "early_bird", "random_ticket"]
 _TICKET_SEED, _FRESH_SEED = 1, 2  # a random ticket and new weights differ from each other
 
 
-@dataclass(frozen=True)
-class ArmSettings:
-    """One row of the comparison: a pipeline and its precisions.
+class Lab(ABC):
+    """One seed's bench: initial weights, training stages, choosing and pruning channels, and a pipeline's outcome.
 
-    precision: of training, or of retraining where there is a search; a recipe's name, or one that the comparison
-    defines. search_precision: of the search; the same as ``precision`` where it is left out. weights: what a ticket is
-    retrained from, ``"inherit"`` (the weights it was drawn with, the schedule goes on) or ``"reinit"`` (new random
-    weights, the whole schedule). averaging: whether the comparison's ``training.averaging`` holds for this arm, so that
-    arms with and without can stand side by side.
+    ``others``: the finished stages of another arm of the comparison, by its name, with this seed.
+
+    Raises:
+        ValueError: a search may end before an epoch that an arm is rewound to.
     """
 
-    name: str
-    pipeline: PipelineName
-    precision: str = "fp32"
-    search_precision: str | None = None
-    weights: Literal["inherit", "reinit"] = "inherit"
-    averaging: bool = True
-
-    def __post_init__(self) -> None:
-        if not self.name.strip():
-            raise ValueError("name must not be empty: it labels the arm in tables and pictures")
-        searches = self.pipeline in ("early_bird", "random_ticket")
-        if not searches and (self.search_precision is not None or self.weights != "inherit"):
-            raise ValueError(
-                f"search_precision and weights are for early_bird and random_ticket, not {self.pipeline!r}"
-            )
-
-    @property
-    def search(self) -> str:
-        return self.search_precision or self.precision
-
-
-@dataclass(frozen=True)
-class LabSettings:
-    """What all arms of a comparison have in common; ``precisions`` are names beside those of the recipes."""
-
-    task: TaskSettings
-    model: ModelSettings
-    training: TrainSettings
-    ticket: TicketSettings
-    device: str = "cpu"
-    backend: str = "auto"
-    threads: int = 1
-    precisions: Mapping[str, Precision] = field(default_factory=dict)
-
-    def of_arm(self, arm: ArmSettings) -> LabSettings:
-        """The same without averaging, for an arm that is to have none."""
-        return self if arm.averaging else replace(self, training=replace(self.training, averaging=None))
-
-
-class Lab(ABC):
-    """One seed's bench: initial weights, training stages, pruning, and the outcome of a pipeline."""
-
-    def __init__(self, settings: LabSettings, task: Task, profile: HardwareProfile, seed: int) -> None:
-        self.settings, self.task, self.profile, self.seed = settings, task, profile, seed
+    def __init__(
+        self,
+        settings: LabSettings,
+        task: Task,
+        profile: HardwareProfile,
+        seed: int,
+        others: Callable[[str], Sequence[StageResult]] | None = None,
+    ) -> None:
+        self.settings, self.task, self.profile, self.seed, self.others = settings, task, profile, seed, others
         self.tickets = settings.ticket
         self.tickets.check_deadline(sum(task.batch_sizes("train").values()))
         self.example = torch.zeros(2, *task.input_shape)
         self.finished: dict[str, StageResult] = {}
         self._dense = self._build(seed)
+        settings.check_rewinds(sum(task.batch_sizes("train").values()))
 
     def _build(self, seed: int) -> nn.Module:
         return build_model(self.settings.model, self.task.input_shape, self.task.classes, seed)
@@ -122,15 +89,39 @@ class Lab(ABC):
         """New random weights, other than the initial ones."""
         return Start(f"fresh/{self.seed}", self._build(derive_seed(self.seed, _FRESH_SEED) % 2**31))
 
+    def schedule(self, epochs: int | None = None, learning_rate: float | None = None) -> TrainSettings:
+        """The comparison's, scaled to other ``epochs``, or with a constant learning rate."""
+        training = self.settings.training
+        if learning_rate is not None:
+            training = replace(training, learning_rate=learning_rate, milestones=())
+        return training if epochs is None else replace(training, epochs=epochs)
+
+    def between_layers(self, epochs: int) -> TrainSettings:
+        """Short fine-tuning at the last learning rate; what comes of it is pruned again, so it is not averaged."""
+        training = replace(self.settings.training, averaging=None)
+        last = training.learning_rate_at(training.epochs - 1)
+        return replace(training, epochs=epochs, learning_rate=last, milestones=())
+
     def train(
-        self, start: Start, phase: StagePhase, precision: str, *, sparsity: float = 0.0, detect: bool = False
+        self,
+        start: Start,
+        phase: StagePhase,
+        precision: str,
+        *,
+        sparsity: float = 0.0,
+        detect: bool = False,
+        retraining: Retraining | None = None,
+        training: TrainSettings | None = None,
     ) -> StageResult:
         """Train from ``start`` to the end of the schedule, or with ``detect`` until the early-bird ticket appears.
 
-        A stage that another pipeline has run already is not run again.
+        ``retraining``: what ``start`` is, for the ledger, and whether the penalty goes on. ``training``: in place of
+        the comparison's. A stage that another pipeline has run already is not run again.
         """
+        if retraining is not None and retraining.penalty:
+            sparsity = self.tickets.sparsity
         recipe = self.recipe(precision)
-        stage = self._stage(start, phase, recipe, sparsity, detect)
+        stage = self._stage(start, phase, recipe, sparsity, detect, retraining, training or self.settings.training)
         if stage.key not in self.finished:
             self.finished[stage.key] = self._run(stage, start, recipe)
         return self.finished[stage.key]
@@ -142,8 +133,7 @@ class Lab(ABC):
     @property
     def averaging_kind(self) -> str | None:
         """Of the average that the stages deliver; None: none."""
-        averaging = self.settings.training.averaging
-        return None if averaging is None else averaging.kind
+        return None if (averaging := self.settings.training.averaging) is None else averaging.kind
 
     @property
     def _raise_to(self) -> Precision | None:
@@ -155,13 +145,87 @@ class Lab(ABC):
     def _run(self, stage: Stage, start: Start, recipe: Precision) -> StageResult: ...
 
     @abstractmethod
-    def draw(self, dense: StageResult, precision: str) -> Ticket:
-        """The ticket of the channels with the largest scores at the end of a stage."""
+    def _largest(self, model: nn.Module, ratio: float) -> tuple[Masks, Sequence[ChannelGroup] | None]:
+        """The masks of the largest scores, and the groups that they are of."""
+
+    @abstractmethod
+    def _sensitive(
+        self, model: nn.Module, groups: Sequence[ChannelGroup], batches: int, bench: Bench
+    ) -> tuple[Masks, Expense]: ...
+
+    @abstractmethod
+    def _reconstruct(
+        self, model: nn.Module, layer: Layer, how: ThinetSettings, bench: Bench
+    ) -> tuple[Tensor, nn.Module, Expense]: ...
+
+    # Choosing channels ---------------------------------------------------------------------------------------------
+
+    def draw(
+        self, dense: StageResult, precision: str, *, left: float | None = None, epoch: int | None = None
+    ) -> Ticket:
+        """The ticket of the channels with the largest scores at the end of a stage.
+
+        ``left``: the share of the original channels that stays, of a model that may have been pruned before; None:
+        all but the ratio. ``epoch``: epochs trained until then; None: those of the stage.
+        """
+        model, ratio = dense.state.model, self.tickets.ratio
+        if left is not None:
+            dropped = round((1 - left) * self._channels(self._dense))
+            ratio = max(0.0, 1 - (self._channels(self._dense) - dropped) / self._channels(model))
+        masks, groups = self._largest(model, ratio)
+        epoch = dense.state.epoch if epoch is None else epoch
+        return Ticket(masks, self.tickets.ratio, epoch, precision=precision, groups=groups)
+
+    def _channels(self, model: nn.Module) -> int:
+        """Channels that have a score."""
+        _, scorer = scoring(model, self.tickets.scoring, self.example, self.seed)
+        return sum(scores.numel() for scores in scorer(model).values())
 
     def randomize(self, ticket: Ticket) -> Ticket:
         """A random mask with the widths of ``ticket``."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, _TICKET_SEED) % 2**63)
         return replace(ticket, masks=keep_random(ticket.masks, generator))
+
+    def draw_sensitive(self, start: Start, precision: str, batches: int) -> tuple[Start, Ticket]:
+        """The ticket of the channels with the largest connection sensitivity, and ``start`` with what that took."""
+        coupled = self.tickets.groups == "coupled"
+        groups = channel_groups(start.model, self.example, coupled)
+        masks, expense = self._sensitive(start.model, groups, batches, self._bench(precision))
+        of = groups if coupled else None
+        ticket = Ticket(masks, self.tickets.ratio, start.epoch, precision=precision, groups=of)
+        return replace(start, key=f"{start.key}/seen by {batches} batches").charged(expense), ticket
+
+    @cached_property
+    def reconstructable(self) -> dict[str, float]:
+        """The channel groups that ThiNet covers, in model order, with the share that each drops: the same one of all,
+        such that the ratio is that of the model's channels.
+
+        Raises:
+            ValueError: they are too few for that, or there are none.
+        """
+        found = covered(self._dense, self.example, self.tickets.groups)
+        channels = sum(found.widths[name] for name in found.readers)
+        rate = self.tickets.ratio * sum(found.widths.values()) / max(1, channels)
+        if rate >= 1:
+            why = "; ".join(f"{name}: {reason}" for name, reason in found.left_out.items())
+            raise ValueError(f"thinet: of {channels} channels too few can go for the ratio of all: {why}")
+        return dict.fromkeys(found.readers, rate)
+
+    def reconstruct(
+        self, start: Start, group: str, precision: str, how: ThinetSettings, *, epoch: int
+    ) -> tuple[Start, Ticket]:
+        """Prune the channels of ``group`` that what reads them notices least, and rescale the others: the smaller model
+        with what that took, and the ticket. ``epoch``: epochs trained until then."""
+        found = covered(start.model, self.example, self.tickets.groups, only=group)
+        number, rate = list(self.reconstructable).index(group), self.reconstructable[group]
+        layer = Layer.of(group, found.readers[group], found.widths[group], rate, number)
+        mask, model, expense = self._reconstruct(start.model, layer, how, self._bench(precision))
+        ticket = found.ticket(group, mask, self.tickets.ratio, epoch, precision)
+        key = f"{start.key}/rescaled by {how.batches} batches, {how.positions} positions"
+        return self.prune(replace(start, key=key, model=model).charged(expense), ticket), ticket
+
+    def _bench(self, precision: str) -> Bench:
+        return Bench(self.task, self.recipe(precision), self.settings.device, self.seed)
 
     def prune(self, start: Start, ticket: Ticket) -> Start:
         """The smaller model with the momentum of the surviving channels; its cost goes to the stage that begins so."""
@@ -169,17 +233,57 @@ class Lab(ABC):
             compaction = plan_compaction(start.model, ticket, self.example)
             small = compaction.apply(start.model)
         momentum = start.optimizer_state
+        costs = ranking_costs(ticket.channels_total) + copy_costs(small)
         return replace(
-            start,
-            key=f"{start.key}/pruned/{_fingerprint(ticket)}",
+            start.charged(Expense("prune", costs, measured)),
+            key=f"{start.key}/pruned/{ticket.fingerprint}",
             model=small,
             optimizer_state=None if momentum is None else compaction.optimizer_state(start.model, momentum),
-            costs=ranking_costs(ticket.channels_total) + _copy_costs(small),
-            measured=measured,
         )
 
-    def outcome(self, arm: ArmSettings, stages: Sequence[StageResult], ticket: Ticket | None = None) -> Outcome:
-        """What the arm delivers: the last stage's accuracy, the costs of all."""
+    # Beginning and ending ------------------------------------------------------------------------------------------
+
+    def retrained_from(self, trained: StageResult, how: Retraining) -> Start:
+        """What a ticket that was drawn in ``trained`` begins with: weights, momentum and epoch of the schedule."""
+        match how.weights:
+            case "inherit":
+                start = trained.state
+            case "rewind":
+                start = trained.kept[how.rewind_epoch] if how.rewind_epoch else self.initial()
+            case "reinit":
+                start = replace(self.fresh(), epoch=trained.state.epoch)
+        epoch = start.epoch if how.schedule == "continue" else 0
+        return start.at(epoch, momentum=how.optimizer == "keep")
+
+    def matched(self, match: MatchSettings, precision: str) -> tuple[int, float]:
+        """The epochs after which a dense run has cost what another arm does, as near as whole epochs go; that cost."""
+        assert self.others is not None
+        target = spent((row for stage in self.others(match.arm) for row in stage.rows), match.quantity)
+        start, recipe, usual = self.initial(), self.recipe(precision), self.settings.training
+
+        def stage_of(epochs: int) -> Stage:
+            return self._stage(start, "train", recipe, 0.0, False, None, self.schedule(epochs))
+
+        forecast = Forecast(stage_of(usual.epochs), start, recipe, self.task)
+
+        def cost(epochs: int) -> float:
+            return foreseen(forecast.by_phase(stage_of(epochs)), match.quantity, self.profile)
+
+        return nearest_length(target, cost, usual.shortest, usual.epochs), target
+
+    def outcome(
+        self,
+        arm: ArmSettings,
+        stages: Sequence[StageResult],
+        ticket: Ticket | None = None,
+        *,
+        retraining: Retraining | None = None,
+        target: float | None = None,
+    ) -> Outcome:
+        """What the arm delivers: the last stage's accuracy, the costs of all.
+
+        ``retraining``: what the ticket was retrained from. ``target``: the cost that the arm was matched to.
+        """
         final = stages[-1]
         assert final.test_accuracy is not None
         searched = next((stage for stage in stages if stage.ticket is not None), None)
@@ -189,7 +293,7 @@ class Lab(ABC):
             seed=self.seed,
             search_precision=arm.search if searched else None,
             precision=arm.precision,
-            weights=arm.weights,
+            weights=arm.origin,
             stages=tuple(stage.key for stage in stages),
             test_accuracy=final.test_accuracy,
             validation_accuracy=final.validation_accuracy,
@@ -200,14 +304,32 @@ class Lab(ABC):
             forward_macs=self._forward_macs(final.state.model),
             dense_forward_macs=self._forward_macs(self._dense),
             averaging=self.averaging_kind,
+            ratio=self.ratio_of(arm),
+            schedule=None if retraining is None else retraining.schedule,
+            optimizer=None if retraining is None else retraining.optimizer,
+            penalty=None if retraining is None else retraining.penalty,
+            rewind_epoch=None if retraining is None or retraining.weights != "rewind" else retraining.rewind_epoch,
+            match=None if target is None else how_well(arm.match, target, final),
         )
+
+    def ratio_of(self, arm: ArmSettings) -> float | None:
+        """As an outcome has it: None where the arms have no ratios of their own, or this one drops nothing."""
+        return self.tickets.ratio if self.settings.sweeps and arm.prunes else None
 
     def _forward_macs(self, model: nn.Module) -> int:
         """MACs of the forward pass of one image."""
         return count(model, self.example[:1], training=False).macs["output"]
 
-    def _stage(self, start: Start, phase: StagePhase, precision: Precision, sparsity: float, detect: bool) -> Stage:
-        training = self.settings.training
+    def _stage(
+        self,
+        start: Start,
+        phase: StagePhase,
+        precision: Precision,
+        sparsity: float,
+        detect: bool,
+        retraining: Retraining | None,
+        training: TrainSettings,
+    ) -> Stage:
         return Stage(
             task=replace(self.settings.task, data_root=None),
             model=self.settings.model,
@@ -229,6 +351,8 @@ class Lab(ABC):
             threads=self.settings.threads,
             data=self.task.fingerprint,
             software=software_fingerprint(),
+            keep=self.settings.rewind_epochs if detect else (),
+            retraining=retraining,
         )
 
 
@@ -244,8 +368,9 @@ class TrainingLab(Lab):
         store: Path,
         run: str,
         progress: Progress | None = None,
+        others: Callable[[str], Sequence[StageResult]] | None = None,
     ) -> None:
-        super().__init__(settings, task, profile, seed)
+        super().__init__(settings, task, profile, seed, others)
         self.store, self.run, self.progress = store, run, progress
 
     def _run(self, stage: Stage, start: Start, recipe: Precision) -> StageResult:
@@ -253,77 +378,23 @@ class TrainingLab(Lab):
         run = StageRun(stage, start, self.task, recipe, self.profile, folder, self.run, raise_to=self._raise_to)
         return run.complete(self.progress)
 
-    def draw(self, dense: StageResult, precision: str) -> Ticket:
-        state, ratio = dense.state, self.tickets.ratio
-        groups, scorer = scoring(state.model, self.tickets.scoring, self.example, self.seed)
-        masks = keep_largest(scorer(state.model), ratio)
-        return Ticket(masks, ratio, state.epoch, precision=precision, groups=groups)
-
-
-class PlanningLab(Lab):
-    """Predicts. A ticket is assumed at the deadline (the latest it can come) with the ratio in every layer."""
-
-    def _run(self, stage: Stage, start: Start, recipe: Precision) -> StageResult:
-        model = copy.deepcopy(start.model)
-        lower(model, recipe)
-        optimizer = LowPrecisionOptimizer(stage.training.optimizer(model), recipe, stage.seed)
-        averaging = stage_average(model, stage.training, stage.epochs, recipe, self.task, stage.seed)
-        average = None if averaging is None else averaging.average
-        costs = epoch_costs(
-            model,
-            optimizer,
-            self.task,
-            sparsity=stage.sparsity,
-            detector=stage.detector,
-            stability=stage.training.stability,
-            device=stage.device,
-            average=average,
-        )
-        epochs = len(stage.epochs)
-        per_phase = {stage.phase: costs.train * epochs, "eval": costs.validate * epochs}
-        if averaging is not None and costs.average is not None:
-            updates = sum(averaging.updates(epoch) for epoch in stage.epochs)
-            per_phase["average"] = costs.average.update * updates + costs.average.statistics + costs.average.validate
-            per_phase["eval"] += costs.average.test
-        elif stage.detector is None:
-            per_phase["eval"] += costs.test
-        if stage.detector is not None:
-            looks = stage.detector.looks(epochs, sum(self.task.batch_sizes("train").values()))
-            per_phase["detect"] = costs.detect * looks
-        if start.costs is not None:
-            per_phase["prune"] = start.costs
-        state = replace(start, key=f"stage/{stage.key}", epoch=stage.epochs.stop, costs=None)
-        ticket = self._uniform(start.model, stage.epochs.stop, recipe.name) if stage.detector else None
-        rows = tuple(self._row(stage.key, name, counts) for name, counts in per_phase.items())
-        nan = float("nan")
-        return StageResult(stage.key, state, ticket, 0, nan, nan, None, rows)
-
-    def draw(self, dense: StageResult, precision: str) -> Ticket:
-        return self._uniform(dense.state.model, dense.state.epoch, precision)
-
-    def _uniform(self, model: nn.Module, epoch: int, precision: str) -> Ticket:
+    def _largest(self, model: nn.Module, ratio: float) -> tuple[Masks, Sequence[ChannelGroup] | None]:
         groups, scorer = scoring(model, self.tickets.scoring, self.example, self.seed)
-        widths = {name: scores.numel() for name, scores in scorer(model).items()}
-        masks = keep_uniform(widths, self.tickets.ratio)
-        return Ticket(masks, self.tickets.ratio, epoch, precision=precision, groups=groups)
+        return keep_largest(scorer(model), ratio), groups
 
-    def _row(self, stage: str, phase: str, counts: OpCounts) -> LedgerRow:
-        key = LedgerKey(run="plan", stage=stage, phase=phase, epoch=0)  # type: ignore[arg-type]
-        modelled = estimate(counts, self.profile)
-        return LedgerRow.from_counts(key, counts, modelled, samples=0, measured_j=None, duration_s=0.0, metrics={})
+    def _sensitive(
+        self, model: nn.Module, groups: Sequence[ChannelGroup], batches: int, bench: Bench
+    ) -> tuple[Masks, Expense]:
+        scores, expense = sensitivity(model, groups, batches, bench)
+        return keep_largest(scores, self.tickets.ratio), expense
+
+    def _reconstruct(
+        self, model: nn.Module, layer: Layer, how: ThinetSettings, bench: Bench
+    ) -> tuple[Tensor, nn.Module, Expense]:
+        return reconstruct(model, layer, how.batches, how.positions, bench)
 
 
 def _summary(ticket: Ticket, searched: StageResult | None) -> TicketSummary:
-    epoch = ticket.epoch if searched is None else searched.state.epoch
+    # A search that found none in time ends later than the mask it takes; a final ticket is drawn after its search.
+    epoch = ticket.epoch if searched is None else max(ticket.epoch, searched.state.epoch)
     return TicketSummary(epoch, ticket.on_time, max(ticket.distances, default=None))
-
-
-def _fingerprint(ticket: Ticket) -> str:
-    """A hash of the masks: it tells apart what was pruned how."""
-    content = b"".join(name.encode() + bytes(mask.tolist()) for name, mask in sorted(ticket.masks.items()))
-    return hashlib.sha256(content).hexdigest()[:12]
-
-
-def _copy_costs(model: nn.Module) -> OpCounts:
-    """Moving the surviving weights: one read and one write of 32 bits each, no arithmetic."""
-    return element_ops("copy", sum(p.numel() for p in model.parameters()), read_bits=32, write_bits=32)

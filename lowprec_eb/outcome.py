@@ -22,13 +22,35 @@ class TicketSummary:
 
 
 @dataclass(frozen=True)
+class MatchSummary:
+    """How well a dense run was made to cost what another arm does.
+
+    ``quantity`` is "flops" (of training, two a MAC) or "energy" (modelled, nominal J of everything), ``target`` what
+    the other ``arm`` costs, ``cost`` what this one does after ``epochs``, the nearest whole number of them.
+    """
+
+    arm: str
+    quantity: str
+    target: float
+    cost: float
+    epochs: int
+
+    @property
+    def error(self) -> float:
+        """How much more this arm costs, as a share of the other's cost."""
+        return self.cost / self.target - 1
+
+
+@dataclass(frozen=True)
 class Outcome:
     """One pipeline arm, one seed.
 
     Accuracies are fractions in [0, 1], test accuracy at the epoch that validation selected, or with ``averaging`` (its
     kind: "swalp", "swa" or "ema"; None: none) both of the averaged model. ``stages`` are the ledger
     stages that this arm is charged for, in order; a stage may be charged to several arms. ``forward_macs`` and
-    ``dense_forward_macs`` are of one image. ``weights`` is what a ticket was retrained from: "inherit" or "reinit".
+    ``dense_forward_macs`` are of one image. ``weights``, ``schedule``, ``optimizer``, ``penalty`` and ``rewind_epoch``
+    say what a ticket was retrained from, see :class:`lowprec_eb.retraining.Retraining`; ``weights`` is "inherit" and
+    the others None where nothing was retrained. ``match``: of a dense run that was to cost what another arm does.
     ``ratio`` is the share of channels that the arm was to drop, where the arms of a comparison differ in it: such arms,
     alike in all else, are one sweep (None: no part of a sweep).
     """
@@ -50,6 +72,11 @@ class Outcome:
     dense_forward_macs: int
     averaging: str | None = None
     ratio: float | None = None
+    schedule: str | None = None
+    optimizer: str | None = None
+    penalty: bool | None = None
+    rewind_epoch: int | None = None
+    match: MatchSummary | None = None
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,8 @@ class StageRun(Callback):
             "mask_distance": self.search.distance,
             **self.tally.metrics(report.epoch),
         }
+        if self.stage.retraining is not None:
+            metrics |= self.stage.retraining.metrics()
         if not report.whole:
             metrics["broken_off_after_steps"] = self.tally.steps()
         if self.tally.costs.uncounted:
@@ -222,8 +224,9 @@ class StageRun(Callback):
         return StageDiverged(record["message"], event, self.stage, tuple(settled(self.rows)))
 
     def _train(self) -> None:
-        if self.start.costs is not None and self.position.next_epoch == self.stage.first_epoch:
-            self._charge("prune", self.stage.first_epoch, [(self.start.costs, 1)], 0, self.start.measured, {})
+        if self.position.next_epoch == self.stage.first_epoch:
+            for of in self.start.expenses.values():
+                self._charge(of.phase, self.stage.first_epoch, [(of.costs, 1)], 0, of.measured, {})
         if self.search.done:
             return
         callbacks: list[Callback] = [self]
@@ -357,8 +360,7 @@ class StageRun(Callback):
             expected.add(("eval", position.next_epoch))
         if self.averaging is not None:
             expected |= {("average", epoch) for epoch in self.averaging.charged(position.next_epoch, position.finished)}
-        if self.start.costs is not None:
-            expected.add(("prune", stage.first_epoch))
+        expected |= {(phase, stage.first_epoch) for phase in self.start.expenses}
         if missing := sorted(expected - {(row.key.phase, row.key.epoch) for row in self.rows}):
             phase, epoch = missing[0]
             raise ValueError(
@@ -373,7 +375,7 @@ class StageRun(Callback):
         momentum = self.optimizer.inner.state_dict() if self.averaging is None else None
         history = self.search.history
         state = Start(f"stage/{self.stage.key}", raise_(model).cpu(), momentum, position.next_epoch)
-        drawn = self.search.drawn(state)
+        end, drawn = state, self.search.drawn(state)
         if self.stage.detector is not None:
             _, state = drawn[self.stage.detector.ratio]
         return StageResult(
@@ -386,4 +388,5 @@ class StageRun(Callback):
             history=history,
             rows=tuple(settled(self.rows)),
             drawn=drawn,
+            kept=self.search.kept(end),
         )

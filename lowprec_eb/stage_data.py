@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from energy_models import LedgerRow, MeasuredEnergy, OpCounts
 from lowprec_eb.instability import Instability
 from lowprec_eb.models import ModelSettings
+from lowprec_eb.retraining import Retraining
 from lowprec_eb.strict_config import digest
 from lowprec_eb.tasks import TaskSettings
 from lowprec_eb.tickets import ScoreHistory, ScoreSettings, Ticket, TicketSettings
@@ -30,6 +31,8 @@ class Stage:
     count), ``profile`` is the hardware profile with a hash of its content, ``software`` that of this package's sources
     and torch's version, ``raise_to`` the precision that an unstable run goes on in. ``record_every``: a stage without a
     detector records its scores after every so many steps, too. ``scoring``: which scores, of which groups.
+    ``keep``: numbers of trained epochs after which a search keeps what was trained, to be rewound to. ``retraining``:
+    what a pruned model begins with, said in the ledger.
     """
 
     task: TaskSettings
@@ -50,6 +53,8 @@ class Stage:
     raise_to: str | None = None
     record_every: int | None = None
     scoring: ScoreSettings = _PAPERS_SCORING
+    keep: tuple[int, ...] = ()
+    retraining: Retraining | None = None
 
     @property
     def key(self) -> str:
@@ -63,22 +68,52 @@ class Stage:
 
 
 @dataclass(frozen=True, eq=False)
+class Expense:
+    """What was done in ``phase`` outside any stage."""
+
+    phase: Literal["search", "prune"]
+    costs: OpCounts
+    measured: MeasuredEnergy | None = None
+
+    def __add__(self, other: Expense) -> Expense:
+        assert self.phase == other.phase
+        return Expense(self.phase, self.costs + other.costs, _together(self.measured, other.measured))
+
+
+@dataclass(frozen=True, eq=False)
 class Start:
     """A model to begin with: plain (not lowered), with the momentum it brings and the epoch its schedule is at.
 
-    ``costs`` and ``measured`` are what making it took (pruning), charged to the stage that begins with it.
+    ``expenses`` are what making it took (pruning, choosing channels), by phase, charged to the stage that begins so.
     """
 
     key: str
     model: nn.Module
     optimizer_state: Mapping[str, Any] | None = None
     epoch: int = 0
-    costs: OpCounts | None = None
-    measured: MeasuredEnergy | None = None
+    expenses: Mapping[str, Expense] = field(default_factory=dict)
 
-    def restarted(self) -> Start:
-        """The same weights at the beginning of the schedule, without momentum."""
-        return replace(self, optimizer_state=None, epoch=0, key=f"{self.key}/restarted")
+    def at(self, epoch: int, *, momentum: bool) -> Start:
+        """The same weights at that epoch of the schedule, with their momentum or without."""
+        if momentum:
+            return replace(self, epoch=epoch)
+        return replace(self, epoch=epoch, optimizer_state=None, key=f"{self.key}/without momentum")
+
+    def charged(self, *expenses: Expense) -> Start:
+        """The same, having cost so much more."""
+        found = dict(self.expenses)
+        for one in expenses:
+            found[one.phase] = found[one.phase] + one if one.phase in found else one
+        return replace(self, expenses=found)
+
+
+def _together(one: MeasuredEnergy | None, other: MeasuredEnergy | None) -> MeasuredEnergy | None:
+    """Both, one after the other."""
+    if one is None or other is None:
+        return one or other
+    known = one.energy_j is not None and other.energy_j is not None
+    energy_j = (one.energy_j or 0.0) + (other.energy_j or 0.0) if known else None
+    return replace(one, energy_j=energy_j, duration_s=one.duration_s + other.duration_s)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +124,8 @@ class StageResult:
 
     A search that ended inside an epoch has begun it: ``state.epoch`` is the next one, where a retraining goes on with
     the schedule, and the steps that were not taken are charged to nobody. ``drawn`` has the ticket of each ratio of a
-    search with the state that it appeared in; ``ticket`` and ``state`` are those of the first ratio.
+    search with the state that it appeared in; ``ticket`` and ``state`` are those of the first ratio. ``kept`` has what
+    was trained after each epoch that :attr:`Stage.keep` names.
 
     ``history`` is of the scores after every epoch and at every look: an observation for pictures and replays, not
     charged. None: not trained.
@@ -104,6 +140,7 @@ class StageResult:
     history: ScoreHistory | None
     rows: tuple[LedgerRow, ...]
     drawn: Mapping[float, tuple[Ticket, Start]] = field(default_factory=dict)
+    kept: Mapping[int, Start] = field(default_factory=dict)
 
     @property
     def scores(self) -> Tensor:

@@ -40,6 +40,7 @@ class StageSearch:
         self._steps: list[int] = []
         self._scores: list[Tensor] = []
         self._states: dict[str, Any] = {}  # ratio -> what was trained when its ticket appeared
+        self._kept: dict[str, Any] = {}  # epochs trained -> what was trained then
 
     # Called by the training ----------------------------------------------------------------------------------------
 
@@ -62,6 +63,8 @@ class StageSearch:
             self._record(self._look(self.detector))
         elif whole and (not self._steps or self._steps[-1] != self._step):
             self._record(self._scored())
+        if whole and self._epoch + 1 in self.stage.keep:
+            self._kept[str(self._epoch + 1)] = self._trained()
         self._scores = [scores.cpu() for scores in self._scores]
 
     def _look(self, detector: EarlyBirds) -> Tensor:
@@ -130,11 +133,17 @@ class StageSearch:
         return {ratio: (self.ticket(ratio), self._start(ratio, end)) for ratio in self.settings.ratios}
 
     def _start(self, ratio: float, end: Start) -> Start:
-        if (state := self._states.get(repr(ratio))) is None:
-            return end
+        state = self._states.get(repr(ratio))
+        return end if state is None else self._restored(f"{end.key}/ratio {ratio}", state)
+
+    def kept(self, end: Start) -> dict[int, Start]:
+        """What was trained after each epoch that is kept; ``end`` is the last state."""
+        return {int(epoch): self._restored(f"{end.key}/epoch {epoch}", state) for epoch, state in self._kept.items()}
+
+    def _restored(self, key: str, state: Mapping[str, Any]) -> Start:
         model = copy.deepcopy(self.model)
         model.load_state_dict(state["model"])
-        return Start(f"{end.key}/ratio {ratio}", raise_(model).cpu(), state["optimizer"], state["epoch"])
+        return Start(key, raise_(model).cpu(), state["optimizer"], state["epoch"])
 
     def expects_row(self, epoch: int) -> bool:
         """Whether an epoch that was trained has a row of phase ``detect``."""
@@ -156,9 +165,11 @@ class StageSearch:
             "steps": self._steps,
             "scores": self._scores,
             "states": self._states,
+            "kept": self._kept,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if self.detector is not None:
             self.detector.load_state_dict(state["detector"])
-        self._steps, self._scores, self._states = state["steps"], state["scores"], state["states"]
+        self._steps, self._scores = state["steps"], state["scores"]
+        self._states, self._kept = state["states"], state["kept"]

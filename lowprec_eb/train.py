@@ -56,6 +56,17 @@ class TrainSettings:
         if self.averaging is not None:
             self.averaging.check(self.epochs)
 
+    @property
+    def shortest(self) -> int:
+        """The fewest epochs that the schedule can be scaled to: an average needs weights to take."""
+        for epochs in range(1, self.epochs):
+            try:
+                replace(self, epochs=epochs)
+            except ValueError:
+                continue
+            return epochs
+        return self.epochs
+
     def learning_rate_at(self, epoch: int) -> float:
         """A function of the epoch alone: a run that starts or resumes at any epoch misses no drop."""
         averaging = self.averaging

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from energy_models import LedgerRow
+from lowprec_eb.arms import ArmSettings
 from lowprec_eb.compare import ArmResult, gather, record_run, run_arm
 from lowprec_eb.config import Config
-from lowprec_eb.lab import ArmSettings
 from lowprec_eb.outcome import DivergedOutcome, Outcome
 from lowprec_eb.progress import CompareObserver, Label
 from lowprec_eb.report import Comparison

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lowprec_eb.lab import ArmSettings, Lab
+from lowprec_eb.arms import ArmSettings
+from lowprec_eb.lab import Lab
 from lowprec_eb.outcome import Outcome
 
 

@@ -6,7 +6,8 @@ since the widths come from it: the two arms cost the same, and only the mask dif
 
 from __future__ import annotations
 
-from lowprec_eb.lab import ArmSettings, Lab
+from lowprec_eb.arms import ArmSettings
+from lowprec_eb.lab import Lab
 from lowprec_eb.outcome import Outcome
 
 
@@ -14,6 +15,6 @@ def random_ticket(lab: Lab, arm: ArmSettings) -> Outcome:
     search = lab.train(lab.initial(), "search", arm.search, sparsity=lab.tickets.sparsity, detect=True)
     assert search.ticket is not None
     ticket = lab.randomize(search.ticket)
-    start = search.state if arm.weights == "inherit" else lab.fresh()
-    final = lab.train(lab.prune(start, ticket), "retrain", arm.precision)
-    return lab.outcome(arm, [search, final], ticket)
+    small = lab.prune(lab.retrained_from(search, arm.retraining), ticket)
+    final = lab.train(small, "retrain", arm.precision, retraining=arm.retraining)
+    return lab.outcome(arm, [search, final], ticket, retraining=arm.retraining)

@@ -10,10 +10,13 @@ from typing import Literal
 
 from energy_models.footprint import Footprint, as_range
 from lowprec_eb import strict_config
-from lowprec_eb.lab import ArmSettings, PipelineName
+from lowprec_eb.arms import ArmSettings
 from lowprec_eb.precision import Precision, nearest
 from lowprec_eb.precision_settings import PrecisionSettings
 from lowprec_eb.recipes import RECIPES, precision
+
+PlannedPipeline = Literal["full", "network_slimming", "one_shot_ticket", "early_bird", "random_ticket"]
+"""Those whose widths and epochs are known from a ratio and an emergence epoch."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class PlanArm:
     """
 
     name: str
-    pipeline: PipelineName = "full"
+    pipeline: PlannedPipeline = "full"
     precision: str = "fp32"
     search_precision: str | None = None
     weights: Literal["inherit", "reinit"] = "inherit"
@@ -60,7 +63,7 @@ class PlanArm:
 
     @property
     def searches(self) -> bool:
-        return self.pipeline in ("early_bird", "random_ticket")
+        return self.arm.searches
 
     @property
     def precisions(self) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 from lowprec_eb.lab import Lab
 from lowprec_eb.pipelines import PIPELINES
 from lowprec_eb.planning.settings import PlanArm
+from lowprec_eb.retraining import Retraining
 from lowprec_eb.tickets import TicketSettings
 
 Width = Literal["dense", "ticket"]
@@ -40,9 +41,6 @@ class _Weights:
     epoch: int = 0
     cut: bool = False
 
-    def restarted(self) -> _Weights:
-        return replace(self, epoch=0)
-
 
 @dataclass(frozen=True)
 class _Trained:
@@ -63,10 +61,18 @@ class _Walk:
     def initial(self) -> _Weights:
         return _Weights()
 
-    fresh = initial
+    def retrained_from(self, trained: _Trained, how: Retraining) -> _Weights:
+        return _Weights(epoch=trained.state.epoch if how.schedule == "continue" else 0)
 
     def train(
-        self, start: _Weights, phase: str, precision: str, *, sparsity: float = 0.0, detect: bool = False
+        self,
+        start: _Weights,
+        phase: str,
+        precision: str,
+        *,
+        sparsity: float = 0.0,
+        detect: bool = False,
+        retraining: Retraining | None = None,
     ) -> _Trained:
         last = self._emergence if detect else self._epochs
         names = [precision] * last if phase == "search" else self._planned
@@ -87,7 +93,7 @@ class _Walk:
     def prune(self, start: _Weights, ticket: str) -> _Weights:
         return replace(start, width="ticket", cut=True)
 
-    def outcome(self, arm: Any, stages: Sequence[_Trained], ticket: str | None = None) -> None: ...
+    def outcome(self, arm: Any, stages: Sequence[_Trained], ticket: str | None = None, **said: Any) -> None: ...
 
 
 def walk(arm: PlanArm, epochs: int, emergence: int = 0, sparsity: float = 1e-4) -> tuple[Stretch, ...]:

@@ -152,14 +152,42 @@ class Taylor:
     groups: Groups = None
 
     def __call__(self, model: nn.Module) -> Scores:
-        def gradient(parameter: Tensor, name: str) -> Tensor:
-            if parameter.grad is None:
-                raise ValueError(
-                    f"parameter {name!r} has no gradient: run backward on a batch before scoring by taylor"
-                )
-            return parameter.grad
+        return {name: effect**2 for name, effect in _faded(model, self.groups, _gradient).items()}
 
-        return {name: effect**2 for name, effect in _faded(model, self.groups, gradient).items()}
+
+@dataclass(frozen=True, eq=False)
+class Connection:
+    """``sum |w g|`` over a channel's weights, over that sum for all weights: the channel's sensitivity.
+
+    A channel's weights are those of :class:`WeightNorm`: what writes it, or, where nothing writes for it alone, what
+    reads it. The shares of all members are summed, since the paper's sensitivity belongs to a connection. Gradients are
+    those that ``backward`` has left in ``.grad``.
+
+    Source: Lee et al., "SNIP: Single-shot Network Pruning based on Connection Sensitivity", ICLR 2019, equations 4 to
+    6, which rank single weights; sums over channels are not theirs.
+
+    Raises ValueError where a parameter has no gradient.
+    """
+
+    groups: Sequence[ChannelGroup]
+
+    def __call__(self, model: nn.Module) -> Scores:
+        scores = {group.name: self._of_group(model, group) for group in self.groups}
+        total = sum((p.detach() * p.grad).abs().sum() for p in model.parameters() if p.grad is not None)
+        return {name: score / total for name, score in scores.items()}
+
+    def _of_group(self, model: nn.Module, group: ChannelGroup) -> Tensor:
+        for side in ("out", "in"):
+            shares = [
+                _by_channel(group, member, _along((weight.detach() * _gradient(weight, name)).abs(), dim))
+                for member in group.members
+                if member.side == side
+                for name, weight, dim in _parameters(model, group, member)
+                if weight.dim() > 1
+            ]
+            if shares:
+                return torch.stack(shares).sum(0)
+        raise ValueError(f"group {group.name!r} has no weight matrix to take the sensitivity of")
 
 
 @dataclass(frozen=True, eq=False)
@@ -324,6 +352,12 @@ def _index(places: tuple[int, ...], device: torch.device) -> Tensor:
 def _along(tensor: Tensor, dim: int) -> Tensor:
     """The sum over all dimensions but ``dim``."""
     return tensor.movedim(dim, 0).flatten(1).sum(1) if tensor.dim() > 1 else tensor
+
+
+def _gradient(parameter: Tensor, name: str) -> Tensor:
+    if parameter.grad is None:
+        raise ValueError(f"parameter {name!r} has no gradient: run backward on a batch before scoring by it")
+    return parameter.grad
 
 
 def _faded(model: nn.Module, groups: Groups, of: Callable[[Tensor, str], Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -70,6 +71,12 @@ class Ticket:
     def widths(self) -> dict[str, int]:
         """Channels kept, by group."""
         return {layer: int(mask.sum()) for layer, mask in self.masks.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the masks: it tells apart what was pruned how."""
+        content = b"".join(name.encode() + bytes(mask.tolist()) for name, mask in sorted(self.masks.items()))
+        return hashlib.sha256(content).hexdigest()[:12]
 
     @torch.no_grad()
     def apply(self, model: nn.Module) -> None:

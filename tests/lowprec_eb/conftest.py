@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from lowprec_eb.arms import ArmSettings
 from lowprec_eb.config import Config
-from lowprec_eb.lab import ArmSettings
 from lowprec_eb.models import VGGSettings
 from lowprec_eb.tasks import TaskSettings
 from lowprec_eb.tickets import TicketSettings

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 import lowprec_eb as lp
 from energy_models import load_profile
 from lowprec_eb import stage as stage_module
+from lowprec_eb.arms import ArmSettings
 from lowprec_eb.averaging import AveragingSettings
 from lowprec_eb.compare import gather, plan, run_arm
-from lowprec_eb.lab import ArmSettings, TrainingLab
+from lowprec_eb.lab import TrainingLab
 from lowprec_eb.precision_settings import PrecisionSettings, RoundedSettings
 from lowprec_eb.report import summarise, write_report
 from lowprec_eb.stability import StabilitySettings

@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 
 from energy_models import load_profile, settled, totals
 from lowprec_eb import stage as stage_module
+from lowprec_eb.arms import ArmSettings
 from lowprec_eb.cli import app
 from lowprec_eb.compare import gather, plan, run_arm
 from lowprec_eb.config import load_config
-from lowprec_eb.lab import ArmSettings, TrainingLab
+from lowprec_eb.lab import TrainingLab
 from lowprec_eb.pipelines import PIPELINES
 from lowprec_eb.report import summarise
 from lowprec_eb.tasks import make_task
@@ -378,7 +379,7 @@ def test_impossible_configs_are_explained(tiny, changes, message):
 
 
 def test_a_search_precision_needs_a_search():
-    with pytest.raises(ValueError, match="are for early_bird and random_ticket, not 'full'"):
+    with pytest.raises(ValueError, match="is for early_bird and random_ticket and final_ticket, not 'full'"):
         ArmSettings("a", "full", search_precision="bfp8")
 
 

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
+from lowprec_eb.arms import ArmSettings
 from lowprec_eb.compare import gather, plan, run_arm
 from lowprec_eb.config import Config, load_config
-from lowprec_eb.lab import ArmSettings
 from lowprec_eb.models import PreResNetSettings, ResNetSettings
 from lowprec_eb.report import summarise
 from lowprec_eb.strict_config import to_plain

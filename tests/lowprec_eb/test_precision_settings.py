@@ -8,9 +8,9 @@ from hypothesis import given
 from random_precisions import precisions
 
 import lowprec_eb as lp
+from lowprec_eb.arms import ArmSettings
 from lowprec_eb.compare import plan
 from lowprec_eb.config import Config, load_config
-from lowprec_eb.lab import ArmSettings
 from lowprec_eb.precision import Precision
 from lowprec_eb.precision_settings import PrecisionSettings, dump_precision, load_precision
 from lowprec_eb.recipes import RECIPES

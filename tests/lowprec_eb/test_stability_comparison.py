@@ -14,12 +14,13 @@ from typer.testing import CliRunner
 import lowprec_eb as lp
 from energy_models import load_profile, totals
 from lowprec_eb import stage as stage_module
+from lowprec_eb.arms import ArmSettings
 from lowprec_eb.cli import app
 from lowprec_eb.compare import gather, plan, run_arm
 from lowprec_eb.config import load_config
 from lowprec_eb.costs import epoch_costs, summed
 from lowprec_eb.instability import from_text
-from lowprec_eb.lab import ArmSettings, TrainingLab
+from lowprec_eb.lab import TrainingLab
 from lowprec_eb.precision_settings import PrecisionSettings
 from lowprec_eb.report import print_report, sentences, summarise, write_report
 from lowprec_eb.stability import StabilitySettings

@@ -12,9 +12,10 @@ from energy_models import load_profile
 from lowprec_eb import stage as stage_module
 from lowprec_eb.config import load_config
 from lowprec_eb.instability import Diverged
-from lowprec_eb.lab import PlanningLab, TrainingLab
+from lowprec_eb.lab import TrainingLab
 from lowprec_eb.models import VGGSettings, build_model
 from lowprec_eb.pipelines import PIPELINES
+from lowprec_eb.planning_lab import PlanningLab
 from lowprec_eb.stage_data import StageDiverged
 from lowprec_eb.tasks import make_task
 from lowprec_eb.tickets import DETECTORS, ScoreHistory, TicketSettings, replay
