@@ -196,3 +196,7 @@ def _other_width(member: Member, width: int) -> str:
 def draw_by_gamma(model: nn.Module, ratio: float, *, epoch: int, precision: str | None = None) -> Ticket:
     """The ticket of network slimming (Liu et al. 2017): the channels with the largest ``|gamma|`` stay."""
     return Ticket(keep_largest(gamma_scores(model), ratio), ratio, epoch, precision=precision)
+
+
+def _kind(value: object) -> str:
+    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
