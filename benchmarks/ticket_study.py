@@ -20,7 +20,7 @@ from energy_models import LedgerRow
 from lowprec_eb import strict_config
 from lowprec_eb.checkpoints import write_text
 from lowprec_eb.detector_study import StudySettings, load_run, record
-from lowprec_eb.report.pictures import save_picture
+from lowprec_eb.report.figures import save_picture
 from lowprec_eb.report.study_pictures import firing_times, mask_matrices, settling_curves, threshold_curves
 from lowprec_eb.stage_data import Stage
 from lowprec_eb.terminal import explained, new_console

@@ -13,7 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from lowprec_eb.report.curves import mask_distances
-from lowprec_eb.report.pictures import COLOURS, draw_distances, mark_time, new_figure
+from lowprec_eb.report.figures import COLOURS, new_figure
+from lowprec_eb.report.pictures import draw_distances, mark_time
 from lowprec_eb.tickets import ScoreHistory
 from lowprec_eb.tickets.verdicts import Closeness, Variant, Verdict, epoch_masks, to_final, verdict
 
