@@ -78,6 +78,13 @@ class Outcome:
     rewind_epoch: int | None = None
     match: MatchSummary | None = None
 
+    @property
+    def conditions(self) -> tuple[str | int | bool | None, ...]:
+        """What an arm does beside its pipeline, precisions and ratio: equal for two arms that differ in those alone."""
+        match = (None, None) if self.match is None else (self.match.arm, self.match.quantity)
+        retraining = (self.weights, self.schedule, self.optimizer, self.penalty, self.rewind_epoch)
+        return (*retraining, self.averaging, *match)
+
 
 @dataclass(frozen=True)
 class DivergedOutcome:

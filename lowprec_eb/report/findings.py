@@ -122,10 +122,10 @@ def holds_for_all(test: ArmTest) -> bool:
 
 def ratio_sweeps(arms: Iterable[ArmSummary]) -> list[tuple[ArmSummary, ...]]:
     """Groups of two or more arms that have a ratio and are described alike but for it, each in its ascending order."""
-    groups: dict[tuple[str | None, ...], list[ArmSummary]] = {}
+    groups: dict[tuple[object, ...], list[ArmSummary]] = {}
     for arm in arms:
         if arm.ratio is not None:
-            key = (arm.pipeline, arm.search_precision, arm.precision, arm.weights, arm.averaging)
+            key = (arm.pipeline, arm.search_precision, arm.precision, arm.conditions)
             groups.setdefault(key, []).append(arm)
     return [tuple(sorted(group, key=lambda arm: arm.ratio or 0.0)) for group in groups.values() if len(group) > 1]
 

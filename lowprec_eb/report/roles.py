@@ -23,7 +23,7 @@ class Roles:
 
 
 def assign_roles(arms: Iterable[ArmSummary]) -> Roles:
-    """The first arm of each kind counts. The early-bird arms are those that go on with the weights of their search."""
+    """The first arm of each kind counts; the early-bird arms are those that come first with the weights of a search."""
     arms = [arm for arm in arms if arm.weights == "inherit"]
     return Roles(
         full=find_arm(arms, "full", "fp32"),
@@ -51,6 +51,6 @@ def random_pairs(arms: Iterable[ArmSummary]) -> list[tuple[ArmSummary, ArmSummar
 
 
 def _same_conditions(bird: ArmSummary, control: ArmSummary) -> bool:
-    if (bird.weights, bird.precision, bird.averaging) != (control.weights, control.precision, control.averaging):
+    if (bird.precision, bird.ratio, bird.conditions) != (control.precision, control.ratio, control.conditions):
         return False
     return control.search_precision in (None, bird.search_precision)

@@ -63,7 +63,7 @@ def split_savings(arms: Sequence[ArmSummary], baseline: ArmSummary, level: float
 
 def same_but_for_precision(arm: ArmSummary) -> tuple[object, ...]:
     """Equal for two arms that differ in their precision (and their name) alone."""
-    return arm.pipeline, arm.weights, arm.averaging, arm.ratio
+    return arm.pipeline, arm.ratio, arm.conditions
 
 
 def _changes(arm: ArmSummary, baseline: ArmSummary) -> tuple[bool, bool]:

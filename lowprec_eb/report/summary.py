@@ -149,7 +149,7 @@ class ArmSummary:
 
     The arm pays for every stage it needs, shared ones too: sums over arms pay twice for those and mean nothing.
     ``diverged_seeds`` are in no mean. ``vs_full`` and ``vs_slimming`` are the mean energy over that of the fp32
-    baselines `full` and `network_slimming` (None: no such arm).
+    baselines `full` and `network_slimming` (None: no such arm). ``conditions``: see :class:`Outcome`.
     """
 
     arm: str
@@ -173,6 +173,7 @@ class ArmSummary:
     averaging: str | None = None
     diverged_seeds: tuple[int, ...] = ()
     ratio: float | None = None
+    conditions: tuple[str | int | bool | None, ...] = ()
 
     @property
     def precision_label(self) -> str:
@@ -242,6 +243,7 @@ def _mean_over_seeds(comparison: Comparison, outcomes: list[Outcome]) -> ArmSumm
         duration_s=statistics.fmean(seed.duration_s for seed in seeds),
         averaging=first.averaging,
         ratio=first.ratio,
+        conditions=first.conditions,
     )
 
 

@@ -122,6 +122,14 @@ def test_roles_and_pairs_skip_reinitialised_and_mixed_arms() -> None:
     assert [(bird.arm, control.arm) for bird, control in random_pairs(arms)] == [("ll", "random 8 bit")]
 
 
+@pytest.mark.parametrize("change", [{"ratio": 0.7}, {"schedule": "restart"}, {"optimizer": "new"}, {"penalty": True}])
+def test_a_random_ticket_under_other_conditions_is_no_control(change: dict[str, object]) -> None:
+    comparison = built(LL, ("random 8 bit", "random_ticket", "bfp8", "bfp8", 2.0, LL[5]))
+    others = tuple(replace(o, **change) if o.pipeline == "random_ticket" else o for o in comparison.outcomes)
+    assert random_pairs(summarise(comparison))
+    assert not random_pairs(summarise(replace(comparison, outcomes=others)))
+
+
 def test_a_ticket_at_the_deadline_is_named_once_with_its_arms() -> None:
     line = one_with(example_comparison(), "No ticket appeared in time")
     assert line.count("Search in bfp8, seed 2, 10 epochs, mask distance 0.130") == 1
