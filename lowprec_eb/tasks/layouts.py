@@ -84,11 +84,11 @@ def no_root(name: DataName) -> str:
     """What to say where no data root was given."""
     if name == "image-folder":
         return (
-            "data 'image-folder' needs a data root (--data-root, task.data_root): a folder with train/<class>/<image> "
+            "data 'image-folder' needs a data root (--data-root): a folder with train/<class>/<image> "
             "and test/<class>/<image> (or val), or a tar archive of it"
         )
     needed = " or with ".join(f"{layout.files} ({layout.name})" for layout in LAYOUTS[name])
     return (
-        f"data {name!r} needs a data root (--data-root, task.data_root): a folder with {needed}, or a folder to "
+        f"data {name!r} needs a data root (--data-root): a folder with {needed}, or a folder to "
         "download to with --download (task.download: true)"
     )
