@@ -38,7 +38,7 @@ def build(name):
     torch.manual_seed(0)
     options = {"image_size": side} if name.startswith("vit") else {}
     if name == "googlenet":
-        options = {"init_weights": False, "aux_logits": False}
+        options = {"init_weights": False}  # with its auxiliary classifiers, which only training runs
     return getattr(torchvision().models, name)(weights=None, **options), torch.randn(4, 3, side, side)
 
 
@@ -72,6 +72,21 @@ def test_torchvision(name, coupled):
     small = lp.compact(model, ticket, x)
     assert_equal_outputs(model, ticket, small, x)
     assert sum(p.numel() for p in small.parameters()) < 0.85 * sum(p.numel() for p in model.parameters())
+
+
+def test_auxiliary_classifiers_are_cut_with_what_they_read():
+    model, x = build("googlenet")
+    ticket = zoo.random_ticket(channel_groups(model, x, True), True)
+    small, masked = lp.compact(model, ticket, x).double(), copy.deepcopy(model).double()
+    ticket.apply(masked)
+    for of in (masked, small):
+        of.train()
+        for module in of.modules():
+            if isinstance(module, nn.Dropout):
+                module.eval()
+    with torch.no_grad():
+        for wanted, got in zip(masked(x.double()), small(x.double()), strict=True):
+            assert torch.allclose(wanted, got, atol=1e-5 * float(wanted.abs().max()))
 
 
 def test_the_published_preresnet_101():
