@@ -24,7 +24,7 @@ from lowprec_eb.progress import ArmObserver, CompareObserver
 from lowprec_eb.report import Comparison, MaskHistory
 from lowprec_eb.stage_data import StageDiverged, StageResult
 from lowprec_eb.strict_config import to_plain
-from lowprec_eb.tasks import TaskSettings, VisionTask, make_task
+from lowprec_eb.tasks import Task, TaskSettings, VisionTask, make_task
 from lowprec_eb.tickets import ScoreHistory, keep_largest
 from lowprec_eb.versions import versions
 
@@ -82,9 +82,13 @@ def run_arm(config: Config, out: Path, seed: int, arm: ArmSettings, observer: Co
     return result
 
 
-def plan(config: Config) -> Comparison:
-    """Predict MACs and modelled energy of every arm for one seed, without training; its accuracies are NaN."""
-    task, profile, seed = load_task(config.task, config.device), load_profile(config.profile), config.seeds[0]
+def plan(config: Config, task: Task | None = None) -> Comparison:
+    """Predict MACs and modelled energy of every arm for one seed, without training; its accuracies are NaN.
+
+    ``task``: in place of the data of the settings, such as their sizes alone.
+    """
+    task = load_task(config.task, config.device) if task is None else task
+    profile, seed = load_profile(config.profile), config.seeds[0]
     labs: dict[tuple[bool, float | None], Lab] = {}
 
     def lab_of(arm: ArmSettings) -> Lab:
@@ -93,7 +97,7 @@ def plan(config: Config) -> Comparison:
             labs[key] = PlanningLab(config.lab.of_arm(arm), task, profile, seed, others=_others(config, lab_of))
         return labs[key]
 
-    return gather(config, [_result(lab_of(arm), arm) for arm in config.pipelines])
+    return gather(config, [_result(lab_of(arm), arm) for arm in config.pipelines], task)
 
 
 def _others(config: Config, lab_of: Callable[[ArmSettings], Lab]) -> Callable[[str], Sequence[StageResult]]:
@@ -142,7 +146,7 @@ def _diverged(lab: Lab, arm: ArmSettings, error: StageDiverged) -> ArmResult:
     return ArmResult(outcome, rows | {error.stage.key: error.rows}, None)
 
 
-def gather(config: Config, results: Sequence[ArmResult]) -> Comparison:
+def gather(config: Config, results: Sequence[ArmResult], task: Task | None = None) -> Comparison:
     """All arms and seeds together, as the report reads them: arm by arm in the order of the settings, seed by seed.
 
     Raises:
@@ -166,7 +170,7 @@ def gather(config: Config, results: Sequence[ArmResult]) -> Comparison:
         diverged=diverged,
         rows=rows,
         mask_histories=tuple(_mask_histories(results)),
-        splits=load_task(config.task, config.device).samples,
+        splits=(load_task(config.task, config.device) if task is None else task).samples,
         notes=(*NOTES, *_averaged(config, finished), *_uncounted(rows)),
         margin=config.margin,
         confidence=config.confidence,

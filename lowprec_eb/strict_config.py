@@ -62,6 +62,15 @@ def load(path: str | Path, cls: type[T], overrides: Sequence[str] = ()) -> T:
     return result
 
 
+def top_keys(path: str | Path) -> tuple[str, ...]:
+    """The keys at the top of a YAML file: what kind of settings it holds.
+
+    Raises:
+        ConfigError: the file is not there, or holds no settings.
+    """
+    return tuple(_read_mapping(Path(path)))
+
+
 def to_plain(obj: Any) -> Any:
     """Settings as JSON-able data (dataclass -> dict, tuple -> list, Path -> str); ``load`` reads back an equal object.
 

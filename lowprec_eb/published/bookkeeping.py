@@ -2,8 +2,8 @@
 
 Training FLOPs are 3 x 2 x forward MACs x images x epochs (`energy_models.compat.early_bird`). A method's epochs are
 those of the dense network and those of the pruned one; methods whose weights are masked and not taken out (SNIP, the
-lottery ticket) are charged dense throughout. Read off the paper's own table: SNIP there costs what the dense model does,
-a lottery ticket twice that.
+lottery ticket) are charged dense throughout. Read off the paper's own table: SNIP there costs what the dense model
+does, a lottery ticket twice that.
 """
 
 from __future__ import annotations

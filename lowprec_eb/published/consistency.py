@@ -10,29 +10,27 @@ printed the same, and intervals are outer bounds, so what is called inconsistent
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
+from lowprec_eb.published.solving import (
+    Pair,
+    epochs_text,
+    interval_text,
+    low_precision_pair,
+    low_precision_share,
+    pair_text,
+    remaining_after,
+    solve_pair,
+)
 from lowprec_eb.published.tables import LABELS, Interval, Method, Paper, Table
 
 Verdict = Literal["consistent", "inconsistent", "fitted", "given", "unknown"]
-"""consistent: checked, and it holds. inconsistent: no values make it hold. fitted: as many unknowns as cells, a possible
-value exists, nothing is left to check. given: taken as it is, the unit of the others. unknown: no cost model."""
-
-_STEPS = 400  # of a scan over the cost of 8-bit arithmetic
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An emergence epoch as a share of the schedule, and the pruned network's share of the dense cost."""
-
-    emergence: Interval
-    remaining: Interval
-
-    def swapped(self) -> Pair:
-        return Pair(self.remaining, self.emergence)
+"""consistent: more cells than unknowns, and possible values fit all of them. inconsistent: no values do. fitted:
+possible values exist, and there are at least as many unknowns as cells, so that little or nothing is checked. given:
+the unit of the others. unknown: no cost model."""
 
 
 @dataclass(frozen=True)
@@ -60,65 +58,6 @@ class Fit:
     told: str
 
 
-# ---- solving -----------------------------------------------------------------------------------------------------
-
-
-def solve_pair(reinit: Interval, inherited: Interval) -> Pair | None:
-    """The pair with e + r in ``reinit`` and e + (1 - e) r in ``inherited``, 0 <= e <= r <= 1; None: there is none.
-
-    e and r are the roots of t^2 - A t + (A - B), A and B being the two costs, so they are known up to their order; the
-    smaller is given as the emergence. Real and in [0, 1] where 0 <= A - B <= A^2 / 4 and B <= 1. Both are monotone in A
-    and B, so that the corners of the box bound them.
-    """
-    if inherited.low > min(1.0, reinit.high) or inherited.high < reinit.low - reinit.low**2 / 4:
-        return None
-    low = _roots(reinit.low, min(inherited.high, reinit.low))
-    high = _roots(reinit.high, inherited.low)
-    largest = low[1] if inherited.high <= reinit.low else min(reinit.high, inherited.high, 1.0)
-    return Pair(Interval(low[0], max(low[0], high[0])), Interval(min(high[1], largest), largest))
-
-
-def _roots(reinit: float, inherited: float) -> tuple[float, float]:
-    # Where the corner of a box lies outside what is possible, the double root bounds what the box has inside.
-    root = math.sqrt(max(0.0, reinit**2 - 4 * (reinit - inherited)))
-    return (reinit - root) / 2, (reinit + root) / 2
-
-
-def remaining_after(cost: Interval, emergence: Interval) -> Interval | None:
-    """r of e + (1 - e) r = cost, clipped to (0, 1]; None: there is none."""
-    ends = [(c - e) / (1 - e) for c in (cost.low, cost.high) for e in (emergence.low, emergence.high)]
-    if max(ends) <= 0 or min(ends) > 1:
-        return None
-    return Interval(max(0.0, min(ends)), min(1.0, max(ends)))
-
-
-def low_precision_share(ll: Interval, lf: Interval | None) -> Interval | None:
-    """What 8-bit arithmetic may cost, as a share of fp32's, for an emergence and a remaining share in [0, 1] to exist.
-
-    LL costs c (e + (1 - e) r) <= c, so c >= LL; with LF = c e + (1 - e) r also c <= LL / LF, where e is 0.
-    """
-    high = 1.0 if lf is None else (ll / lf).high
-    return Interval(ll.low, high) if ll.low <= high else None
-
-
-def _low_precision_pair(ll: Interval, lf: Interval, share: Interval) -> Pair | None:
-    """All pairs over ``share``: LL / c = e + (1 - e) r and LF = c e + (1 - e) r, so e = (LL / c - LF) / (1 - c)."""
-    found = []
-    for step in range(_STEPS + 1):
-        c = share.low + (share.high - share.low) * step / _STEPS
-        if not 0 < c < 1:
-            continue
-        for a in (ll.low, ll.high):
-            for b in (lf.low, lf.high):
-                e = (a / c - b) / (1 - c)
-                if 0 <= e < 1 and 0 < (a / c - e) / (1 - e) <= 1:
-                    found.append((e, (a / c - e) / (1 - e)))
-    if not found:
-        return None
-    emergences, remaining = zip(*found, strict=True)
-    return Pair(Interval(min(emergences), max(emergences)), Interval(min(remaining), max(remaining)))
-
-
 # ---- a table -----------------------------------------------------------------------------------------------------
 
 
@@ -141,9 +80,7 @@ class _Shares:
     def energy(self, method: Method, place: int) -> Interval | None:
         return self._share(self.table.energy_j, method, place)
 
-    def _share(
-        self, quantity: Callable[[Method, int], Interval | None], method: Method, place: int
-    ) -> Interval | None:
+    def _share(self, quantity: Callable[[Method, int], Interval | None], method: Method, place: int) -> Interval | None:
         cell, dense = quantity(method, place), self.dense(quantity, place)
         return None if cell is None or dense is None else cell / dense
 
@@ -167,10 +104,8 @@ def check_table(table: Table, shared: Interval | None = None) -> list[Check]:
 
 
 def bits_share(tables: list[Table]) -> Interval | None:
-    """What 8-bit arithmetic may cost over fp32 for every LL cell of these tables to be possible; None: no such share.
-
-    Raises:
-        ValueError: there are no LL cells.
+    """What 8-bit arithmetic may cost over fp32 for every LL cell of these tables to be possible; None: no such share,
+    or no LL cells.
     """
     found: Interval | None = None
     cells = 0
@@ -221,45 +156,56 @@ def _thinet(shares: _Shares, place: int) -> Iterator[Check]:
 
 
 def _early_birds(shares: _Shares, place: int) -> Iterator[Check]:
-    table = shares.table
-    if table.row("eb_ff") is None or shares.flops("eb_ff", place) is None:
+    if shares.flops("eb_ff", place) is None:
         return
-    if table.row("eb_reinit") is None:
+    if shares.table.row("eb_reinit") is None:
         yield _alone(shares, "eb_ff", place)
         return
-    methods: tuple[Method, ...] = ("eb_reinit", "eb_ff")
-    pairs, lost = {}, []
-    for name, quantity in (("FLOPs", shares.flops), ("energy", shares.energy)):
-        reinit, inherited = (quantity(method, place) for method in methods)
-        if reinit is None or inherited is None:
-            continue
-        pairs[name] = solve_pair(reinit, inherited)
-        if pairs[name] is None:
-            lost.append(f"{name}: {_impossible(reinit, inherited)}")
+    costs = {
+        name: (reinit, inherited)
+        for name, quantity in (("FLOPs", shares.flops), ("energy", shares.energy))
+        if (reinit := quantity("eb_reinit", place)) is not None and (inherited := quantity("eb_ff", place)) is not None
+    }
+    yield _together(shares.table, place, costs)
+
+
+def _together(table: Table, place: int, costs: Mapping[str, tuple[Interval, Interval]]) -> Check:
+    """Two cells in each quantity: two unknowns each, of which the emergence is the same."""
+    pairs = {name: solve_pair(*both) for name, both in costs.items()}
     flops, energy = pairs.get("FLOPs"), pairs.get("energy")
-    told = [_pair_text(name, pair, table.epochs) for name, pair in pairs.items() if pair is not None]
-    if lost:
-        yield Check(methods, table.ratios[place], "inconsistent", "; ".join([*lost, *told]), flops, energy)
-        return
-    if flops is None or energy is None:
-        yield Check(methods, table.ratios[place], "fitted", "; ".join(told), flops, energy)
-        return
-    # The order of the roots is open for each quantity, the emergence is one.
-    sides = [one.emergence.meets(other.emergence) for one in (flops, flops.swapped()) for other in (energy, energy.swapped())]
-    agreed = next((side for side in sides if side is not None), None)
-    if agreed is None:
-        why = "; ".join([*told, "one search has two emergence epochs"])
-        yield Check(methods, table.ratios[place], "inconsistent", why, flops, energy)
-        return
-    why = "; ".join([*told, f"both have an emergence of {_epochs_text(agreed, table.epochs)}"])
-    yield Check(methods, table.ratios[place], "consistent", why, flops, energy)
+    told = [pair_text(name, pair, table.epochs) for name, pair in pairs.items() if pair is not None]
+    verdict: Verdict = "fitted"
+    if None in pairs.values():
+        lost = [f"{name}: {_impossible(*costs[name])}" for name, pair in pairs.items() if pair is None]
+        verdict, told = "inconsistent", [*lost, *told, *_each_at(costs, flops, energy)]
+    elif flops is not None and energy is not None:
+        agreed = _one_emergence(flops, energy)
+        verdict = "inconsistent" if agreed is None else "consistent"
+        told.append("one search with two emergence epochs" if agreed is None else "the emergence is the same")
+    return Check(("eb_reinit", "eb_ff"), table.ratios[place], verdict, "; ".join(told), flops, energy)
+
+
+def _one_emergence(flops: Pair, energy: Pair) -> Interval | None:
+    # Which root is the emergence is open for each quantity.
+    sides = (one.emergence.meets(of.emergence) for one in (flops, flops.swapped()) for of in (energy, energy.swapped()))
+    return next((side for side in sides if side is not None), None)
+
+
+def _each_at(costs: Mapping[str, tuple[Interval, Interval]], flops: Pair | None, energy: Pair | None) -> Iterator[str]:
+    """What each of two cells in FLOPs says of r, at the emergence that the energies give."""
+    if flops is None and energy is not None:
+        reinit, inherited = costs["FLOPs"]
+        own = Interval(reinit.low - energy.emergence.high, reinit.high - energy.emergence.low)
+        other = remaining_after(inherited, energy.emergence)
+        said = "nothing" if other is None else interval_text(other)
+        yield f"at that emergence the FLOPs of re-init say r = {interval_text(own)}, those of inherited {said}"
 
 
 def _impossible(reinit: Interval, inherited: Interval) -> str:
     costs = f"re-init x{reinit.middle:.3f}, inherited x{inherited.middle:.3f}"
     if inherited.low > reinit.high:
         product = Interval(reinit.low - inherited.high, reinit.high - inherited.low)
-        return f"{costs}, so e r = {interval_text(product)}: negative, since inheriting cannot cost more"
+        return f"{costs}, so e r = {interval_text(product)}, and neither e nor r can be negative"
     return f"{costs}: no real e and r in [0, 1] have both"
 
 
@@ -277,10 +223,12 @@ def _alone(shares: _Shares, method: Method, place: int) -> Check:
     if known is not None:
         after = [remaining_after(share, known) for share in (cost, energy) if share is not None]
         if any(share is None for share in after):
-            return Check((method,), table.ratios[place], "inconsistent", f"no r at {_epochs_text(known, table.epochs)}")
+            return Check((method,), table.ratios[place], "inconsistent", f"no r at {epochs_text(known, table.epochs)}")
         names = ("of the FLOPs", "of the energy")
-        told = " and ".join(f"{interval_text(r)} {name}" for r, name in zip(after, names, strict=False) if r is not None)
-        parts.append(f"at the figure's {_epochs_text(known, table.epochs)} r = {told}")
+        told = " and ".join(
+            f"{interval_text(r)} {name}" for r, name in zip(after, names, strict=False) if r is not None
+        )
+        parts.append(f"at the figure's {epochs_text(known, table.epochs)} r = {told}")
     return Check((method,), table.ratios[place], "fitted", "; ".join(parts))
 
 
@@ -308,20 +256,37 @@ def _low_precision(shares: _Shares, place: int, share: Interval | None) -> Itera
     if lf is None:
         yield Check(methods, ratio, "fitted", f"possible with {told}; e and r are open")
         return
-    pair = _low_precision_pair(ll, lf, share)
+    pair = low_precision_pair(ll, lf, share)
     if pair is None:
         yield Check(methods, ratio, "inconsistent", f"no emergence in the schedule with {told}")
         return
     cost = shares.flops("eb_ll", place)
     after = None if cost is None else remaining_after(cost, pair.emergence)
     flops = None if after is None else Pair(pair.emergence, after)
-    parts = [told, _pair_text("energy", pair, table.epochs)]
+    equal = "the FLOPs of both are equal, as they must be"
+    parts = [equal, f"possible with {told}", pair_text("energy", pair, table.epochs)]
     if after is not None:
         parts.append(f"then r = {interval_text(after)} of the FLOPs")
-    yield Check(methods, ratio, "consistent", "; ".join(parts) + "; FLOPs of both are equal", flops, pair)
+    yield Check(methods, ratio, "fitted", "; ".join(parts), flops, pair)
 
 
-# ---- predictions and the headline --------------------------------------------------------------------------------
+# ---- rows, predictions and the headline ------------------------------------------------------------------------------
+
+
+def rises(table: Table) -> list[tuple[Method, float, float]]:
+    """(method, ratio, next ratio) where the energy rises though the FLOPs fall, beyond rounding."""
+    found = []
+    for row in table.rows:
+        for place, (ratio, following) in enumerate(pairwise(table.ratios)):
+            energy = [table.energy_j(row.method, at) for at in (place, place + 1)]
+            flops = [table.flops(row.method, at) for at in (place, place + 1)]
+            if _rises(*energy) and _rises(*reversed(flops)):
+                found.append((row.method, ratio, following))
+    return found
+
+
+def _rises(first: Interval | None, then: Interval | None) -> bool:
+    return first is not None and then is not None and then.low > first.high
 
 
 def fitted(table: Table, method: Method, ratio: float) -> Fit | None:
@@ -331,15 +296,15 @@ def fitted(table: Table, method: Method, ratio: float) -> Fit | None:
         return None
     if method == "ns":
         cost = shares.flops("ns", place)
-        return None if cost is None else Fit(None, cost.middle - 1, "r fitted to this cell")
+        return None if cost is None else Fit(None, cost.middle - 1, "fitted to this cell")
     if method not in ("eb_reinit", "eb_ff"):
         return None
     costs = shares.flops("eb_reinit", place), shares.flops("eb_ff", place)
     pair = None if costs[0] is None or costs[1] is None else solve_pair(costs[0], costs[1])
     if pair is None:
         return None
-    told = "e and r fitted to this cell and its " + LABELS["eb_ff" if method == "eb_reinit" else "eb_reinit"]
-    return Fit(pair.emergence.middle, pair.remaining.middle, told)
+    other: Method = "eb_ff" if method == "eb_reinit" else "eb_reinit"
+    return Fit(pair.emergence.middle, pair.remaining.middle, f"fitted to this cell and that of {LABELS[other]}")
 
 
 def check_headline(paper: Paper) -> list[tuple[str, float, Interval]]:
@@ -351,17 +316,3 @@ def check_headline(paper: Paper) -> list[tuple[str, float, Interval]]:
             if over is not None and of is not None:
                 found.append((table.title, ratio, over / of))
     return found
-
-
-def interval_text(interval: Interval) -> str:
-    """As "0.812 to 0.815"."""
-    low, high = f"{interval.low:.3f}", f"{interval.high:.3f}"
-    return low if low == high else f"{low} to {high}"
-
-
-def _epochs_text(share: Interval, epochs: int) -> str:
-    return f"{share.low * epochs:.1f} to {share.high * epochs:.1f} epochs"
-
-
-def _pair_text(name: str, pair: Pair, epochs: int) -> str:
-    return f"{name}: emergence {_epochs_text(pair.emergence, epochs)}, r = {interval_text(pair.remaining)}"

@@ -116,7 +116,9 @@ class Table:
 
     def place_of(self, ratio: float | None) -> int | None:
         """The column of a ratio; None: it has none."""
-        return next((at for at, known in enumerate(self.ratios) if ratio is not None and math.isclose(known, ratio)), None)
+        return next(
+            (at for at, known in enumerate(self.ratios) if ratio is not None and math.isclose(known, ratio)), None
+        )
 
     def flops(self, method: Method, place: int) -> Interval | None:
         """Training FLOPs (two a MAC) in a cell, as far as its digits say; None: it is empty."""
