@@ -23,11 +23,12 @@ from lowprec_eb.planning_lab import PlanningLab
 from lowprec_eb.progress import ArmObserver, CompareObserver
 from lowprec_eb.report import Comparison, MaskHistory
 from lowprec_eb.stage_data import StageDiverged, StageResult
-from lowprec_eb.strict_config import to_plain
+from lowprec_eb.strict_config import ConfigError, read_plain, to_plain
 from lowprec_eb.tasks import Task, TaskSettings, VisionTask, make_task
 from lowprec_eb.tickets import ScoreHistory, keep_largest
 from lowprec_eb.versions import versions
 
+CONFIG_FILE = "config.json"
 NOTES = (
     "bfp8: 8-bit block floating point (dim 0), stochastic, on both operands of all three GEMMs of every layer, "
     "the first layer's image and the last layer included; weights, gradients and momentum are kept in 8 bits. "
@@ -55,7 +56,23 @@ def run_folder(config: Config, out: Path) -> Path:
 def record_run(config: Config, out: Path) -> None:
     """Write the settings and the versions into the run's folder."""
     record = {"config": to_plain(config), "versions": versions()}
-    write_text(run_folder(config, out) / "config.json", json.dumps(record, indent=2) + "\n")
+    write_text(run_folder(config, out) / CONFIG_FILE, json.dumps(record, indent=2) + "\n")
+
+
+def recorded_config(run: Path) -> Config | None:
+    """The settings in a run's folder; None: there are none.
+
+    Raises:
+        ConfigError: they are not those of this version.
+    """
+    path = run / CONFIG_FILE
+    if not path.is_file():
+        return None
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: not the settings of a run ({error})"]) from error
+    return read_plain(tree.get("config") if isinstance(tree, dict) else tree, Config, str(path))
 
 
 def run_arm(config: Config, out: Path, seed: int, arm: ArmSettings, observer: CompareObserver) -> ArmResult:

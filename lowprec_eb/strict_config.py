@@ -62,6 +62,21 @@ def load(path: str | Path, cls: type[T], overrides: Sequence[str] = ()) -> T:
     return result
 
 
+def read_plain(tree: Any, cls: type[T], origin: str) -> T:
+    """Settings from what ``to_plain`` made of them; ``origin`` says in errors where they come from.
+
+    Raises:
+        ConfigError: they do not fit ``cls``, as settings of another version may not.
+    """
+    if not isinstance(tree, dict):
+        raise ConfigError([f"{origin}: expected settings by name, got {_show(tree)}"])
+    try:
+        return TypeAdapter(cls).validate_json(json.dumps(tree), strict=True, extra="forbid")
+    except ValidationError as error:
+        found = [_explain(details, tree, cls, {(): origin}) for details in error.errors(include_url=False)]
+        raise ConfigError(list(dict.fromkeys(found))) from None
+
+
 def top_keys(path: str | Path) -> tuple[str, ...]:
     """The keys at the top of a YAML file: what kind of settings it holds.
 
