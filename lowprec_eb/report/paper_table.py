@@ -196,7 +196,7 @@ def _blank_columns(published: PublishedTable | None, ratios: Sequence[float | No
     if published is None:
         yield "Published columns are blank: no table of the paper is known to be of this model and these data."
         return
-    yield f"Published: {published.title}, {published.place}. How its energies were obtained is not in its code; ours are modelled."
+    yield f"Published: {published.title}, {published.place}. How LL's energy came about is not in its code."
     if not published.rows:
         yield f"Published columns are blank: the cells of {published.title} were not at hand."
         return
