@@ -36,9 +36,9 @@ INTRODUCTION = """# The early-bird paper's table, checked
 
 Which published cells of You et al. 2020 follow from the published method? Made by `python benchmarks/paper_table.py`
 from [the numbers as data](../lowprec_eb/published/early_bird.yaml); nothing is trained, and accuracies are not judged
-here. The paper's experiments as configurations are in [configs/paper](../configs/paper). `lowprec-eb estimate CONFIG
---bookkeeping early_bird` books one of them as the paper does, and `lowprec-eb report --format paper RUN` sets a finished
-run beside these numbers.
+here. The paper's experiments as configurations are in [configs/paper](../configs/paper):
+`lowprec-eb estimate CONFIG --bookkeeping early_bird` books one of them as the paper does, and
+`lowprec-eb report --format paper RUN` sets a finished run beside these numbers.
 
 ## The cost model
 
@@ -64,7 +64,7 @@ inconsistent is so for every rounding.
 
 - **consistent**: more cells than unknowns, and possible values (0 <= e <= 1, 0 < r <= 1) fit all of them.
 - **inconsistent**: no such values exist.
-- **fitted**: possible values exist, and the unknowns are as many as the cells or more: evidence neither for nor against.
+- **fitted**: possible values exist, and there are as many unknowns as cells or more: evidence neither for nor against.
 - **given**: the unit of the others. **unknown**: the notes that this rests on do not say how it is charged.
 """
 

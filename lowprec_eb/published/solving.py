@@ -29,21 +29,31 @@ def solve_pair(reinit: Interval, inherited: Interval) -> Pair | None:
     """The pair with e + r in ``reinit`` and e + (1 - e) r in ``inherited``, 0 <= e <= r <= 1; None: there is none.
 
     e and r are the roots of t^2 - A t + (A - B), A and B being the two costs, so they are known up to their order; the
-    smaller is given as the emergence. Real and in [0, 1] where 0 <= A - B <= A^2 / 4 and B <= 1. Both are monotone in A
-    and B, so that the corners of the box bound them.
+    smaller is given as the emergence. Real and in [0, 1] where 0 <= A - B <= A^2 / 4 and B <= 1. e rises with A and falls
+    with B, r the other way round, so that corners of the box bound them; where a corner is impossible, e = 0 or e = r
+    does.
     """
     if inherited.low > min(1.0, reinit.high) or inherited.high < reinit.low - reinit.low**2 / 4:
         return None
-    low = _roots(reinit.low, min(inherited.high, reinit.low))
-    high = _roots(reinit.high, inherited.low)
-    largest = low[1] if inherited.high <= reinit.low else min(reinit.high, inherited.high, 1.0)
-    return Pair(Interval(low[0], max(low[0], high[0])), Interval(min(high[1], largest), largest))
+    least, largest = 0.0, min(1.0, reinit.high, inherited.high)  # e = 0, where r = A = B
+    if inherited.high <= reinit.low:
+        least, largest = _roots(reinit.low, inherited.high)
+    if inherited.low >= reinit.high - reinit.high**2 / 4:
+        most, smallest = _roots(reinit.high, min(reinit.high, inherited.low))
+    else:  # e = r = A / 2
+        most = min(reinit.high, _doubled(inherited.high)) / 2
+        smallest = max(reinit.low, _doubled(inherited.low)) / 2
+    return Pair(Interval(least, most), Interval(smallest, largest))
 
 
 def _roots(reinit: float, inherited: float) -> tuple[float, float]:
-    # Where the corner of a box lies outside what is possible, the double root bounds what the box has inside.
     root = math.sqrt(max(0.0, reinit**2 - 4 * (reinit - inherited)))
     return (reinit - root) / 2, (reinit + root) / 2
+
+
+def _doubled(inherited: float) -> float:
+    """The cost of a re-initialised run whose e and r are equal, by that of the inherited one."""
+    return 2 - 2 * math.sqrt(max(0.0, 1 - inherited))
 
 
 def remaining_after(cost: Interval, emergence: Interval) -> Interval | None:
