@@ -29,12 +29,13 @@ def solve_pair(reinit: Interval, inherited: Interval) -> Pair | None:
     """The pair with e + r in ``reinit`` and e + (1 - e) r in ``inherited``, 0 <= e <= r <= 1; None: there is none.
 
     e and r are the roots of t^2 - A t + (A - B), A and B being the two costs, so they are known up to their order; the
-    smaller is given as the emergence. Real and in [0, 1] where 0 <= A - B <= A^2 / 4 and B <= 1. e rises with A and falls
-    with B, r the other way round, so that corners of the box bound them; where a corner is impossible, e = 0 or e = r
-    does.
+    smaller is given as the emergence. Real and in [0, 1] where 0 <= A - B <= A^2 / 4 and B <= 1. e rises with A and
+    falls with B, r the other way round, so that corners of the box bound them; where a corner is impossible, e = 0 or
+    e = r does.
     """
     if inherited.low > min(1.0, reinit.high) or inherited.high < reinit.low - reinit.low**2 / 4:
         return None
+    inherited = Interval(inherited.low, min(1.0, inherited.high))
     least, largest = 0.0, min(1.0, reinit.high, inherited.high)  # e = 0, where r = A = B
     if inherited.high <= reinit.low:
         least, largest = _roots(reinit.low, inherited.high)
