@@ -22,7 +22,6 @@ from lowprec_eb.published import (
     Interval,
     Paper,
     Table,
-    bits_share,
     check_headline,
     check_table,
     early_bird_paper,
@@ -89,8 +88,8 @@ def page() -> str:
     """The whole page, as Markdown."""
     paper = early_bird_paper()
     tables = [table for table in paper.tables if table.rows]
-    share = bits_share([table for table in tables if table.model == tables[0].model])
-    checks = {table.name: check_table(table, share) for table in tables}
+    alike = {table.name: [other for other in tables if other.model == table.model] for table in tables}
+    checks = {table.name: check_table(table, alike[table.name]) for table in tables}
     books = {table.name: bookkept(load_config(ROOT / "configs" / "paper" / f"{table.name}.yaml")) for table in tables}
     parts = [INTRODUCTION, *_result(tables, checks), *_count(tables, books)]
     for table in tables:

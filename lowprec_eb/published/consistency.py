@@ -10,7 +10,7 @@ printed the same, and intervals are outer bounds, so what is called inconsistent
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -61,18 +61,24 @@ class Fit:
 # ---- a table -----------------------------------------------------------------------------------------------------
 
 
+Quantity = Callable[[Method, int], Interval | None]
+"""A cell of a table by method and column."""
+
+
 class _Shares:
     """A table's cells over its dense training."""
 
     def __init__(self, table: Table) -> None:
         self.table = table
 
-    def dense(self, quantity: Callable[[Method, int], Interval | None], place: int) -> Interval | None:
-        cell = quantity("dense", place) or quantity("snip", place)
+    def dense(self, quantity: Quantity, place: int) -> Interval | None:
+        """The dense training's cell, narrowed by the lottery ticket's where that is twice as much."""
+        cell, half = quantity("dense", place) or quantity("snip", place), self.half_a_ticket(quantity, place)
+        return cell if cell is None or half is None else cell.meets(half) or cell
+
+    def half_a_ticket(self, quantity: Quantity, place: int) -> Interval | None:
         twice = quantity("lt", place)
-        if cell is None or twice is None:
-            return cell
-        return cell.meets(Interval(twice.low / 2, twice.high / 2))
+        return None if twice is None else Interval(twice.low / 2, twice.high / 2)
 
     def flops(self, method: Method, place: int) -> Interval | None:
         return self._share(self.table.flops, method, place)
@@ -80,22 +86,20 @@ class _Shares:
     def energy(self, method: Method, place: int) -> Interval | None:
         return self._share(self.table.energy_j, method, place)
 
-    def _share(self, quantity: Callable[[Method, int], Interval | None], method: Method, place: int) -> Interval | None:
+    def _share(self, quantity: Quantity, method: Method, place: int) -> Interval | None:
         cell, dense = quantity(method, place), self.dense(quantity, place)
         return None if cell is None or dense is None else cell / dense
 
 
-def check_table(table: Table, shared: Interval | None = None) -> list[Check]:
+def check_table(table: Table, alike: Sequence[Table] = ()) -> list[Check]:
     """Every printed cell, in the order of the columns.
 
     Args:
-        table: published. shared: what 8-bit arithmetic may cost over fp32, from all tables of the same model; None:
-            from this table alone.
+        table: published. alike: all tables, this one among them, whose 8-bit arithmetic costs the same share of fp32's
+            energy; none: this one alone.
     """
-    if not table.rows:
-        return []
     shares, found = _Shares(table), []
-    share = shared if shared is not None else bits_share([table])
+    share = bits_share(alike or [table])
     for place in range(len(table.ratios)):
         for check in (_baselines, _slimming, _thinet, _early_birds):
             found += list(check(shares, place))
@@ -103,7 +107,7 @@ def check_table(table: Table, shared: Interval | None = None) -> list[Check]:
     return found
 
 
-def bits_share(tables: list[Table]) -> Interval | None:
+def bits_share(tables: Sequence[Table]) -> Interval | None:
     """What 8-bit arithmetic may cost over fp32 for every LL cell of these tables to be possible; None: no such share,
     or no LL cells.
     """
@@ -128,10 +132,15 @@ def _baselines(shares: _Shares, place: int) -> Iterator[Check]:
             yield Check((method,), ratio, "given", "the unit of the others: one dense training")
     if table.row("lt") is None:
         return
-    sides = [shares.dense(quantity, place) is not None for quantity in (table.flops, table.energy_j)]
-    told = "twice the dense training, in FLOPs and in energy, to the printed digits"
-    verdict: Verdict = "consistent" if all(sides) else "inconsistent"
-    yield Check(("lt",), ratio, verdict, told if all(sides) else f"not {told}")
+    names = []
+    for name, quantity in (("FLOPs", table.flops), ("energy", table.energy_j)):
+        dense, half = shares.dense(quantity, place), shares.half_a_ticket(quantity, place)
+        if dense is not None and half is not None and dense.meets(half) is None:
+            names.append(name)
+    if names:
+        yield Check(("lt",), ratio, "inconsistent", f"not twice the dense training: {', '.join(names)}")
+    else:
+        yield Check(("lt",), ratio, "consistent", "twice the dense training, to the printed digits")
 
 
 def _slimming(shares: _Shares, place: int) -> Iterator[Check]:
@@ -181,7 +190,11 @@ def _together(table: Table, place: int, costs: Mapping[str, tuple[Interval, Inte
     elif flops is not None and energy is not None:
         agreed = _one_emergence(flops, energy)
         verdict = "inconsistent" if agreed is None else "consistent"
-        told.append("one search with two emergence epochs" if agreed is None else "the emergence is the same")
+        told.append(
+            "one search with two emergence epochs"
+            if agreed is None
+            else f"the same emergence, {epochs_text(agreed, table.epochs)}"
+        )
     return Check(("eb_reinit", "eb_ff"), table.ratios[place], verdict, "; ".join(told), flops, energy)
 
 
@@ -218,18 +231,19 @@ def _alone(shares: _Shares, method: Method, place: int) -> Check:
     if cost.low > 1 or (energy is not None and energy.low > 1):
         return Check((method,), table.ratios[place], "inconsistent", "more than a dense training", None, None)
     first = f"any emergence below {limit * table.epochs:.0f} epochs has its r: {interval_text(cost)} of the FLOPs at 0"
+    return Check((method,), table.ratios[place], "fitted", "; ".join([first, *_at_the_figure(table, cost, energy)]))
+
+
+def _at_the_figure(table: Table, cost: Interval, energy: Interval | None) -> Iterator[str]:
     known = _figure(table)
-    parts = [first]
-    if known is not None:
-        after = [remaining_after(share, known) for share in (cost, energy) if share is not None]
-        if any(share is None for share in after):
-            return Check((method,), table.ratios[place], "inconsistent", f"no r at {epochs_text(known, table.epochs)}")
-        names = ("of the FLOPs", "of the energy")
-        told = " and ".join(
-            f"{interval_text(r)} {name}" for r, name in zip(after, names, strict=False) if r is not None
-        )
-        parts.append(f"at the figure's {epochs_text(known, table.epochs)} r = {told}")
-    return Check((method,), table.ratios[place], "fitted", "; ".join(parts))
+    if known is None:
+        return
+    found = []
+    for share, name in ((cost, "FLOPs"), (energy, "energy")):
+        if share is not None:
+            left = remaining_after(share, known)
+            found.append(f"{'no r' if left is None else f'r = {interval_text(left)}'} of the {name}")
+    yield f"at the figure's {epochs_text(known, table.epochs)} {', '.join(found)}"
 
 
 def _figure(table: Table) -> Interval | None:
@@ -253,20 +267,22 @@ def _low_precision(shares: _Shares, place: int, share: Interval | None) -> Itera
         yield Check(methods, ratio, "inconsistent", "no cost of 8-bit arithmetic makes all of these cells possible")
         return
     told = f"8-bit arithmetic at c = {interval_text(share)} of fp32's energy"
+    cost = shares.flops("eb_ll", place)
     if lf is None:
-        yield Check(methods, ratio, "fitted", f"possible with {told}; e and r are open")
+        possible = cost is None or cost.low <= 1
+        why = f"possible with {told}; e and r are open" if possible else "more FLOPs than a dense training"
+        yield Check(methods, ratio, "fitted" if possible else "inconsistent", why)
         return
     pair = low_precision_pair(ll, lf, share)
-    if pair is None:
-        yield Check(methods, ratio, "inconsistent", f"no emergence in the schedule with {told}")
+    after = None if cost is None or pair is None else remaining_after(cost, pair.emergence)
+    if pair is None or (cost is not None and after is None):
+        yield Check(methods, ratio, "inconsistent", f"no emergence and r in range with {told}", None, pair)
         return
-    cost = shares.flops("eb_ll", place)
-    after = None if cost is None else remaining_after(cost, pair.emergence)
-    flops = None if after is None else Pair(pair.emergence, after)
-    equal = "the FLOPs of both are equal, as they must be"
-    parts = [equal, f"possible with {told}", pair_text("energy", pair, table.epochs)]
+    parts = ["the FLOPs of both are equal, as they must be", f"possible with {told}"]
+    parts.append(pair_text("energy", pair, table.epochs))
     if after is not None:
         parts.append(f"then r = {interval_text(after)} of the FLOPs")
+    flops = None if after is None else Pair(pair.emergence, after)
     yield Check(methods, ratio, "fitted", "; ".join(parts), flops, pair)
 
 
@@ -290,7 +306,8 @@ def _rises(first: Interval | None, then: Interval | None) -> bool:
 
 
 def fitted(table: Table, method: Method, ratio: float) -> Fit | None:
-    """What a prediction of a cell takes from the table: nothing (None) where it needs nothing, or nothing fits."""
+    """What a prediction of a cell takes from the table: nothing (None) where it needs nothing, or nothing
+    fits all cells that share it."""
     place, shares = table.place_of(ratio), _Shares(table)
     if place is None:
         return None
@@ -299,12 +316,12 @@ def fitted(table: Table, method: Method, ratio: float) -> Fit | None:
         return None if cost is None else Fit(None, cost.middle - 1, "fitted to this cell")
     if method not in ("eb_reinit", "eb_ff"):
         return None
-    costs = shares.flops("eb_reinit", place), shares.flops("eb_ff", place)
-    pair = None if costs[0] is None or costs[1] is None else solve_pair(costs[0], costs[1])
-    if pair is None:
+    check = next(_early_birds(shares, place), None)
+    if check is None or check.flops is None or check.verdict == "inconsistent":
         return None
     other: Method = "eb_ff" if method == "eb_reinit" else "eb_reinit"
-    return Fit(pair.emergence.middle, pair.remaining.middle, f"fitted to this cell and that of {LABELS[other]}")
+    told = f"fitted to this cell and that of {LABELS[other]}"
+    return Fit(check.flops.emergence.middle, check.flops.remaining.middle, told)
 
 
 def check_headline(paper: Paper) -> list[tuple[str, float, Interval]]:

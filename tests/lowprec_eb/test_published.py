@@ -130,12 +130,16 @@ def test_a_consistent_cell_can_fail(method, quantity, value):
 def test_one_search_has_one_cost():
     assert verdicts(VGG, "eb_ll")[0.3] == "fitted"
     assert verdicts(changed(VGG, "eb_lf", "flops", 0, 270), "eb_ll")[0.3] == "inconsistent"
+    dear = changed(changed(VGG, "eb_lf", "flops", 0, 320), "eb_ll", "flops", 0, 320)
+    assert verdicts(dear, "eb_ll")[0.3] == "inconsistent"
 
 
 def test_lottery_ticket_is_twice_the_dense_training():
     assert verdicts(VGG, "lt")[0.5] == "consistent"
     assert verdicts(changed(VGG, "lt", "flops", 1, 610), "lt")[0.5] == "inconsistent"
-    assert verdicts(changed(VGG, "lt", "energy_kj", 1, 750.0), "lt")[0.5] == "inconsistent"
+    wrong = changed(VGG, "lt", "energy_kj", 1, 750.0)
+    assert verdicts(wrong, "lt")[0.5] == "inconsistent"
+    assert verdicts(wrong, "eb_ff")[0.5] == "consistent"  # the dense training stays the unit
 
 
 def test_slimming_that_costs_less_than_its_dense_run_is_impossible():
@@ -154,6 +158,8 @@ def test_arithmetic_costs_the_same_in_all_cells():
     assert both.high == alone.high
     dear = changed(VGG_100, "eb_ll", "energy_kj", 1, 100.0)
     assert bits_share([VGG, dear]) is None
+    found = check_table(VGG, [VGG, dear])
+    assert {of.verdict for of in found if "eb_ll" in of.methods} == {"inconsistent"}
     assert bits_share([PAPER.table("resnet18_imagenet")]) is None
 
 
@@ -167,6 +173,7 @@ def test_headline_and_rows_that_rise():
 
 def test_what_nothing_determines_is_not_fitted():
     assert fitted(VGG, "eb_ff", 0.7) is None
+    assert fitted(changed(VGG, "eb_reinit", "energy_kj", 0, 297.0), "eb_ff", 0.3) is None  # emergences differ
     assert fitted(VGG, "eb_ll", 0.3) is None
     assert fitted(VGG, "ns", 0.4) is None
     assert fitted(VGG, "ns", 0.3).remaining == pytest.approx(547 / 302.4 - 1, abs=0.002)
