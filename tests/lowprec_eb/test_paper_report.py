@@ -158,6 +158,19 @@ def test_settings_of_another_version_are_named(run, tmp_path):
     assert "sparseness" in text
 
 
+def test_a_run_without_its_settings_can_be_told_the_table(run, tmp_path):
+    copied = tmp_path / run.name
+    shutil.copytree(run, copied)
+    (tmp_path / "stages").symlink_to(run.parent / "stages")
+    (copied / "config.json").unlink()
+    result, text = invoke("report", copied, "--format", "paper")
+    assert result.exit_code == 0, text
+    assert "no table of the paper is known" in text
+    result, text = invoke("report", copied, "--format", "paper", "--published", "vgg16_cifar100")
+    assert result.exit_code == 0, text
+    assert "Published: VGG16 on CIFAR-100" in text
+
+
 def test_a_comparison_without_ratios(tmp_path):
     table = paper_table(example_comparison(), None)
     assert table.ratios == (None,)
