@@ -108,6 +108,19 @@ def _result(tables: Sequence[Table], checks: dict[str, list[Check]]) -> Iterator
             if table.row(method) is not None
         ]
         yield markdown_table(heads, rows) + "\n"
+    for verdict in ("consistent", "inconsistent", "fitted"):
+        cells = [f"{table.title}: {_listed(checks[table.name], verdict)}" for table in tables]
+        number = sum(len(of.methods) for table in tables for of in checks[table.name] if of.verdict == verdict)
+        yield f"- {number} {verdict}. {'. '.join(cell for cell in cells if not cell.endswith(': '))}."
+    yield ""
+
+
+def _listed(checks: Sequence[Check], verdict: str) -> str:
+    found: dict[str, list[str]] = {}
+    for of in checks:
+        for method in of.methods if of.verdict == verdict else ():
+            found.setdefault(LABELS[method], []).append(f"{100 * (of.ratio or 0.0):g}")
+    return "; ".join(f"{name} at {', '.join(ratios)} %" for name, ratios in found.items())
 
 
 def _marked(verdict: str) -> str:
@@ -123,6 +136,7 @@ def _count(tables: Sequence[Table], books: dict[str, Bookkept]) -> Iterator[str]
     rows = []
     for table in tables:
         tested = {arm.method: arm for arm in books[table.name].arms if arm.difference is not None and not arm.fit}
+        tested = {method: arm for method, arm in tested.items() if method is not None and table.row(method)}
         for arm in tested.values():
             assert arm.method is not None and arm.flops is not None and arm.published is not None
             cells = (si_text(books[table.name].forward_macs), _peta(arm.flops), _peta(arm.published.middle))

@@ -24,7 +24,7 @@ from lowprec_eb.tasks import DataSize, sized_task
 class BookkeptArm:
     """Training FLOPs (two a MAC) of an arm as the paper would charge them.
 
-    flops: None where ``why`` says what is missing. published: of the paper's cell, with its rounding; None: no cell.
+    flops: None where ``why`` says what is missing; else it may say whose cell is published. published: of the paper's cell, with its rounding; None: no cell.
     fit: what the prediction takes from the table itself; empty: nothing, so that the comparison is a test.
     """
 
@@ -103,7 +103,9 @@ def _arm(
     charged = charge(method, epochs, emergence)
     assert charged is not None
     flops = training_flops(charged, macs, images, 1.0 if fit is None else fit.remaining)
-    return BookkeptArm(arm.name, method, ratio, flops, published, fit="" if fit is None else _told(fit, epochs))
+    borrowed = method == "dense" and published is not None and table is not None and table.row("dense") is None
+    why = "the paper prints this cost for SNIP" if borrowed else ""
+    return BookkeptArm(arm.name, method, ratio, flops, published, "" if fit is None else _told(fit, epochs), why)
 
 
 def _cell(table: PublishedTable | None, method: Method, ratio: float | None) -> Interval | None:
