@@ -24,8 +24,9 @@ from lowprec_eb.tasks import DataSize, sized_task
 class BookkeptArm:
     """Training FLOPs (two a MAC) of an arm as the paper would charge them.
 
-    flops: None where ``why`` says what is missing; else it may say whose cell is published. published: of the paper's cell, with its rounding; None: no cell.
-    fit: what the prediction takes from the table itself; empty: nothing, so that the comparison is a test.
+    flops: None where ``why`` says what is missing; else that may say whose cell stands beside. published: of the
+    paper's cell, with its rounding; None: no cell. fit: what the prediction takes from the table itself; empty:
+    nothing, so that the comparison is a test.
     """
 
     arm: str
@@ -97,7 +98,7 @@ def _arm(
     needs = method not in ("dense", "lt", "snip")
     fit = fitted(table, method, ratio) if needs and table is not None and ratio is not None else None
     if needs and fit is None:
-        told = "the table does not determine emergence and r"
+        told = "no e and r follow from the table"
         return BookkeptArm(arm.name, method, ratio, None, published, why=told)
     emergence = None if fit is None or fit.emergence is None else fit.emergence * epochs
     charged = charge(method, epochs, emergence)
@@ -135,7 +136,7 @@ def bookkept_table(book: Bookkept) -> Table:
         "Two FLOPs a MAC. e: epochs of search, r: forward MACs left. What is fitted meets its cell by construction.",
     )
     add_columns(table, ("arm", "method", "p [%]"), ("FLOPs", "published", "difference"))
-    add_columns(table, ("fitted, or why not",), ())
+    add_columns(table, ("fitted, or a note",), ())
     for arm in book.arms:
         table.add_row(*map(Text, _cells(arm)))
     return table
