@@ -51,6 +51,12 @@ def training_flops(counts: OpCounts) -> int:
     return 2 * counts.total_macs
 
 
+def early_bird_flops(forward_macs: float, images: float) -> float:
+    """The early-bird paper's training FLOPs of ``images`` (epochs times images) through a network with so many forward
+    MACs an image: two for each MAC, three times the forward pass."""
+    return 2 * 3 * forward_macs * images
+
+
 def gbitops(counts: OpCounts) -> float:
     """Bit operations in 10^9: of `fractrain` counts of a batch, times iterations, the papers' GBitOPs."""
     return counts.bit_ops / 1e9

@@ -23,11 +23,12 @@ from lowprec_eb.planning_lab import PlanningLab
 from lowprec_eb.progress import ArmObserver, CompareObserver
 from lowprec_eb.report import Comparison, MaskHistory
 from lowprec_eb.stage_data import StageDiverged, StageResult
-from lowprec_eb.strict_config import to_plain
-from lowprec_eb.tasks import TaskSettings, VisionTask, make_task
+from lowprec_eb.strict_config import ConfigError, read_plain, to_plain
+from lowprec_eb.tasks import Task, TaskSettings, VisionTask, make_task
 from lowprec_eb.tickets import ScoreHistory, keep_largest
 from lowprec_eb.versions import versions
 
+CONFIG_FILE = "config.json"
 NOTES = (
     "bfp8: 8-bit block floating point (dim 0), stochastic, on both operands of all three GEMMs of every layer, "
     "the first layer's image and the last layer included; weights, gradients and momentum are kept in 8 bits. "
@@ -55,7 +56,23 @@ def run_folder(config: Config, out: Path) -> Path:
 def record_run(config: Config, out: Path) -> None:
     """Write the settings and the versions into the run's folder."""
     record = {"config": to_plain(config), "versions": versions()}
-    write_text(run_folder(config, out) / "config.json", json.dumps(record, indent=2) + "\n")
+    write_text(run_folder(config, out) / CONFIG_FILE, json.dumps(record, indent=2) + "\n")
+
+
+def recorded_config(run: Path) -> Config | None:
+    """The settings in a run's folder; None: there are none.
+
+    Raises:
+        ConfigError: they are not those of this version.
+    """
+    path = run / CONFIG_FILE
+    if not path.is_file():
+        return None
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: not the settings of a run ({error})"]) from error
+    return read_plain(tree.get("config") if isinstance(tree, dict) else tree, Config, str(path))
 
 
 def run_arm(config: Config, out: Path, seed: int, arm: ArmSettings, observer: CompareObserver) -> ArmResult:
@@ -82,9 +99,13 @@ def run_arm(config: Config, out: Path, seed: int, arm: ArmSettings, observer: Co
     return result
 
 
-def plan(config: Config) -> Comparison:
-    """Predict MACs and modelled energy of every arm for one seed, without training; its accuracies are NaN."""
-    task, profile, seed = load_task(config.task, config.device), load_profile(config.profile), config.seeds[0]
+def plan(config: Config, task: Task | None = None) -> Comparison:
+    """Predict MACs and modelled energy of every arm for one seed, without training; its accuracies are NaN.
+
+    ``task``: in place of the data of the settings, such as their sizes alone.
+    """
+    task = load_task(config.task, config.device) if task is None else task
+    profile, seed = load_profile(config.profile), config.seeds[0]
     labs: dict[tuple[bool, float | None], Lab] = {}
 
     def lab_of(arm: ArmSettings) -> Lab:
@@ -93,7 +114,7 @@ def plan(config: Config) -> Comparison:
             labs[key] = PlanningLab(config.lab.of_arm(arm), task, profile, seed, others=_others(config, lab_of))
         return labs[key]
 
-    return gather(config, [_result(lab_of(arm), arm) for arm in config.pipelines])
+    return gather(config, [_result(lab_of(arm), arm) for arm in config.pipelines], task)
 
 
 def _others(config: Config, lab_of: Callable[[ArmSettings], Lab]) -> Callable[[str], Sequence[StageResult]]:
@@ -142,7 +163,7 @@ def _diverged(lab: Lab, arm: ArmSettings, error: StageDiverged) -> ArmResult:
     return ArmResult(outcome, rows | {error.stage.key: error.rows}, None)
 
 
-def gather(config: Config, results: Sequence[ArmResult]) -> Comparison:
+def gather(config: Config, results: Sequence[ArmResult], task: Task | None = None) -> Comparison:
     """All arms and seeds together, as the report reads them: arm by arm in the order of the settings, seed by seed.
 
     Raises:
@@ -166,7 +187,7 @@ def gather(config: Config, results: Sequence[ArmResult]) -> Comparison:
         diverged=diverged,
         rows=rows,
         mask_histories=tuple(_mask_histories(results)),
-        splits=load_task(config.task, config.device).samples,
+        splits=(load_task(config.task, config.device) if task is None else task).samples,
         notes=(*NOTES, *_averaged(config, finished), *_uncounted(rows)),
         margin=config.margin,
         confidence=config.confidence,

@@ -4,50 +4,103 @@ from __future__ import annotations
 
 import re
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.text import Text
 
 from lowprec_eb.checkpoints import write_text
+from lowprec_eb.compare import plan as plan_comparison
+from lowprec_eb.config import load_config
 from lowprec_eb.planning import load_plan, make_plans
+from lowprec_eb.planning.bookkept import bookkept, bookkept_sentences, bookkept_table, published_size
 from lowprec_eb.planning.files import plans_csv, plans_json
 from lowprec_eb.planning.picture import plan_picture
+from lowprec_eb.planning.settings import PlanSettings
 from lowprec_eb.planning.tables import print_plan
+from lowprec_eb.report import print_plan as print_comparison_plan
 from lowprec_eb.report.figures import save_picture
+from lowprec_eb.strict_config import top_keys
+from lowprec_eb.tasks import sized_task
 from lowprec_eb.terminal import explained, new_console
 
 
+class Bookkeeping(StrEnum):
+    """Whose way of charging; the exact one has no name."""
+
+    early_bird = "early_bird"
+
+
 def estimate(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the plan: configs/plans has some.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="YAML file of a plan (configs/plans) or of a comparison.")
+    ],
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; dots for nesting.")
     ] = None,
-    json: Annotated[Path | None, typer.Option("--json", help="Write settings, arms and phases to this file.")] = None,
-    csv: Annotated[Path | None, typer.Option("--csv", help="Write a line for each arm and profile.")] = None,
-    plot: Annotated[bool, typer.Option("--plot", help="Draw the energy of each arm.")] = False,
+    bookkeeping: Annotated[
+        Bookkeeping | None,
+        typer.Option(help="Of a comparison: charge as this paper does, beside what it prints."),
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Of a plan: write settings, arms and phases to this file.")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Of a plan: write a line for each arm and profile.")] = None,
+    plot: Annotated[bool, typer.Option("--plot", help="Of a plan: draw the energy of each arm.")] = False,
     out: Annotated[Path, typer.Option(help="PNG file of --plot, or a folder for it.")] = Path(),
 ) -> None:
-    """Plan pipelines: energy, time, CO2e and cost as ranges, for models of any size; nothing is trained."""
+    """Plan pipelines: energy, time, CO2e and cost as ranges, for models of any size; nothing is trained.
+
+    Of a comparison what `compare --dry-run` says, without its data.
+    """
     console = new_console()
     with explained(console):
-        loaded = load_plan(config, settings or ())
-        began = time.perf_counter()
-        plans = make_plans(loaded)
-        seconds = time.perf_counter() - began
-        for plan in plans:
-            print_plan(plan, console)
-        console.print(Text(f"- planned in {seconds:.2f} s"))
-        written = []
-        for path, text in ((json, plans_json), (csv, plans_csv)):
-            if path is not None:
-                write_text(path, text(plans))
-                written.append(path)
-        if plot:
-            picture = out if out.suffix == ".png" else out / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', loaded.name)}.png"
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            save_picture(plan_picture(plans), picture)
-            written.append(picture)
-        for path in written:
-            console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+        if "pipelines" in top_keys(config):
+            if plot or json is not None or csv is not None:
+                raise ValueError(f"{config}: is a comparison; --json, --csv and --plot are for plan files")
+            _estimate_comparison(config, settings or [], bookkeeping, console)
+            return
+        if bookkeeping is not None:
+            raise ValueError(
+                f"--bookkeeping: is for comparisons (files with the key pipelines), and {config} is a plan"
+            )
+        _estimate_plan(load_plan(config, settings or ()), json, csv, out if plot else None, console)
+
+
+def _estimate_comparison(path: Path, settings: list[str], bookkeeping: Bookkeeping | None, console: Console) -> None:
+    config = load_config(path, settings)
+    if bookkeeping is None:
+        comparison = plan_comparison(config, sized_task(config.task, published_size(config)))
+        print_comparison_plan(comparison, console, seeds=len(config.seeds))
+        return
+    book = bookkept(config)
+    console.print(bookkept_table(book))
+    for line in bookkept_sentences(book):
+        console.print(Text(f"- {line}"))
+
+
+def _estimate_plan(
+    loaded: PlanSettings, json: Path | None, csv: Path | None, picture: Path | None, console: Console
+) -> None:
+    began = time.perf_counter()
+    plans = make_plans(loaded)
+    seconds = time.perf_counter() - began
+    for plan in plans:
+        print_plan(plan, console)
+    console.print(Text(f"- planned in {seconds:.2f} s"))
+    written = []
+    for path, text in ((json, plans_json), (csv, plans_csv)):
+        if path is not None:
+            write_text(path, text(plans))
+            written.append(path)
+    if picture is not None:
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", loaded.name)
+        picture = picture if picture.suffix == ".png" else picture / f"{name}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        save_picture(plan_picture(plans), picture)
+        written.append(picture)
+    for path in written:
+        console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)

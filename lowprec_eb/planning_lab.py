@@ -32,6 +32,9 @@ class PlanningLab(Lab):
         nan = float("nan")
         return StageResult(stage.key, state, ticket, 0, nan, nan, None, rows, kept=kept)
 
+    def _bench(self, precision: str) -> Bench:
+        return replace(super()._bench(precision), device="cpu")  # a plan for a GPU is made without one
+
     def _expected(self, model: nn.Module, epoch: int, precision: str) -> Ticket:
         masks, groups = self._largest(model, self.tickets.ratio)
         return Ticket(masks, self.tickets.ratio, epoch, precision=precision, groups=groups)

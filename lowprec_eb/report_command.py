@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,12 +14,28 @@ from rich.console import Console
 
 from energy_models import HardwareProfile, load_profile
 from energy_models.footprint import Footprint, parse_numbers
-from lowprec_eb.report import Comparison, print_report, write_report
+from lowprec_eb.compare import recorded_config
+from lowprec_eb.published import Table, early_bird_paper
+from lowprec_eb.report import (
+    Comparison,
+    paper_table,
+    print_paper_table,
+    print_report,
+    write_paper_table,
+    write_report,
+)
 from lowprec_eb.report.profile_pictures import priced_arms, write_profile_pictures
 from lowprec_eb.report.saved import load_comparison
 from lowprec_eb.terminal import explained, new_console
 
 _RANGE = "One number, low-high, or low-nominal-high."
+
+
+class Form(StrEnum):
+    """Whose tables."""
+
+    full = "full"
+    paper = "paper"
 
 
 def report(
@@ -36,6 +53,15 @@ def report(
     price: Annotated[str | None, typer.Option(help=f"Price of a kWh. {_RANGE}")] = None,
     currency: Annotated[str | None, typer.Option(help="Currency of the price, such as EUR.")] = None,
     pue: Annotated[str | None, typer.Option(help=f"kWh of the site per kWh of the computer. {_RANGE}")] = None,
+    form: Annotated[
+        Form, typer.Option("--format", help="full: all tables and pictures; paper: the early-bird paper's own table.")
+    ] = Form.full,
+    published: Annotated[
+        str | None,
+        typer.Option(
+            help="With --format paper: the published table to stand beside; left out, that of model and data."
+        ),
+    ] = None,
 ) -> None:
     """Write a finished run's tables and pictures again, without training.
 
@@ -46,6 +72,8 @@ def report(
     with explained(console):
         given = {"carbon_intensity": carbon_intensity, "price": price, "currency": currency, "pue": pue}
         footprint = _footprint(given) if any(value is not None for value in given.values()) else None
+        if published is not None and form is not Form.paper:
+            raise ValueError("--published: is for --format paper")
         chips: list[HardwareProfile | None] = [load_profile(name) for name in profiles or ()]
         names = [chip.name for chip in chips if chip is not None]
         if len(set(names)) < len(names):
@@ -58,6 +86,9 @@ def report(
             if footprint is not None:
                 comparison = dataclasses.replace(comparison, footprint=footprint)
             folder = (out or run) if chip is None else (out or run) / f"under-{_file_name(chip.name)}"
+            if form is Form.paper:
+                _say_written(_paper_table(run, comparison, published, folder, console), folder, console)
+                continue
             files = write_report(comparison, folder)
             print_report(comparison, console)
             _say_written(files, folder, console)
@@ -65,6 +96,19 @@ def report(
                 priced[chip.name] = comparison
         if len(priced) > 1:
             _say_written(write_profile_pictures(priced_arms(priced), out or run), out or run, console)
+
+
+def _paper_table(
+    run: Path, comparison: Comparison, published: str | None, folder: Path, console: Console
+) -> list[Path]:
+    config, paper = recorded_config(run), early_bird_paper()
+    if published is not None:
+        beside: Table | None = paper.table(published)
+    else:
+        beside = None if config is None else paper.table_for(config.task.data, config.model)
+    table = paper_table(comparison, beside, None if config is None else config.ticket.ratio)
+    print_paper_table(table, console)
+    return write_paper_table(table, folder)
 
 
 def _say_written(files: Sequence[Path], folder: Path, console: Console) -> None:

@@ -53,13 +53,32 @@ def load(path: str | Path, cls: type[T], overrides: Sequence[str] = ()) -> T:
         except ConfigError as error:
             problems += error.problems
     try:
-        result = TypeAdapter(cls).validate_json(json.dumps(settings), strict=True, extra="forbid")
-    except ValidationError as error:
-        found = [_explain(details, settings, cls, origins) for details in error.errors(include_url=False)]
-        raise ConfigError([*problems, *dict.fromkeys(found)]) from None
+        result = _validated(settings, cls, origins)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from None
     if problems:
         raise ConfigError(problems)
     return result
+
+
+def read_plain(tree: Any, cls: type[T], origin: str) -> T:
+    """Settings from what ``to_plain`` made of them; ``origin`` says in errors where they come from.
+
+    Raises:
+        ConfigError: they do not fit ``cls``, as settings of another version may not.
+    """
+    if not isinstance(tree, dict):
+        raise ConfigError([f"{origin}: expected settings by name, got {_show(tree)}"])
+    return _validated(tree, cls, {(): origin})
+
+
+def top_keys(path: str | Path) -> tuple[str, ...]:
+    """The keys at the top of a YAML file: what kind of settings it holds.
+
+    Raises:
+        ConfigError: the file is not there, or holds no settings.
+    """
+    return tuple(_read_mapping(Path(path)))
 
 
 def to_plain(obj: Any) -> Any:
@@ -115,6 +134,14 @@ def _plain_value(obj: Any, convert: Any) -> Any:
     if isinstance(obj, tuple | list):
         return [convert(value) for value in obj]
     raise ValueError(f"a setting cannot be of type {type(obj).__name__} ({obj!r}): use plain values and dataclasses")
+
+
+def _validated(settings: dict[str, Any], cls: type[T], origins: Mapping[KeyPath, str]) -> T:
+    try:
+        return TypeAdapter(cls).validate_json(json.dumps(settings), strict=True, extra="forbid")
+    except ValidationError as error:
+        found = [_explain(details, settings, cls, origins) for details in error.errors(include_url=False)]
+        raise ConfigError(list(dict.fromkeys(found))) from None
 
 
 # ---- reading -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from lowprec_eb.checkpoints import write_text
 from lowprec_eb.report.detector_pictures import detector_curves, replayed_masks
 from lowprec_eb.report.findings import Findings, find
 from lowprec_eb.report.footprint_table import footprint_sentence, footprint_table
+from lowprec_eb.report.paper_table import PaperTable, build_paper_table, paper_lines, paper_table
 from lowprec_eb.report.pictures import missing_pictures, write_pictures
 from lowprec_eb.report.sentences import sentences
 from lowprec_eb.report.statistics_table import findings_csv
@@ -25,13 +27,18 @@ __all__ = [
     "Comparison",
     "Findings",
     "MaskHistory",
+    "PaperTable",
     "SeedSummary",
     "Spread",
+    "build_paper_table",
     "build_plan_table",
     "build_tables",
     "detector_curves",
     "find",
     "missing_pictures",
+    "paper_lines",
+    "paper_table",
+    "print_paper_table",
     "print_plan",
     "print_report",
     "replayed_masks",
@@ -39,6 +46,7 @@ __all__ = [
     "summarise",
     "to_csv",
     "to_json",
+    "write_paper_table",
     "write_pictures",
     "write_report",
 ]
@@ -67,6 +75,29 @@ def write_report(comparison: Comparison, folder: Path) -> list[Path]:
         write_text(path, tests)
         written.append(path)
     return [*written, *write_pictures(comparison, folder)]
+
+
+def write_paper_table(table: PaperTable, folder: Path) -> list[Path]:
+    """Write paper_table.txt and paper_table.csv; return the paths written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    report, lines = folder / "paper_table.txt", folder / "paper_table.csv"
+    console = Console(file=io.StringIO(), width=TABLE_WIDTH, color_system=None, force_terminal=False, _environ={})
+    with console.capture() as text:
+        print_paper_table(table, console)
+    write_text(report, text.get())
+    cells, rows = io.StringIO(), paper_lines(table)
+    writer = csv.DictWriter(cells, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(lines, cells.getvalue())
+    return [report, lines]
+
+
+def print_paper_table(table: PaperTable, console: Console) -> None:
+    """Print the table and why cells of it are blank."""
+    console.print(build_paper_table(table))
+    for line in table.reasons:
+        console.print(Text(f"- {line}"))
 
 
 def print_report(comparison: Comparison, console: Console) -> None:

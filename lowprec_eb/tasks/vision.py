@@ -124,9 +124,7 @@ class VisionTask:
 
     def batch_sizes(self, split: str) -> dict[int, int]:
         """Batch size -> number of such batches in one pass over `split` (the last batch may be short)."""
-        full, rest = divmod(self._split(split).labels.shape[0], self.batch_size)
-        sizes = {self.batch_size: full, rest: 1}
-        return {size: times for size, times in sizes.items() if size and times}
+        return batch_counts(self._split(split).labels.shape[0], self.batch_size)
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """Training batches of `epoch` (0, 1, ...): shuffled, augmented, normalised; the last short one is kept.
@@ -194,6 +192,13 @@ class VisionTask:
         if name not in self.splits:
             raise ValueError(f"unknown split {name!r}; this task has {', '.join(self.splits)}")
         return self.splits[name]
+
+
+def batch_counts(examples: int, batch_size: int) -> dict[int, int]:
+    """Batch size -> number of such batches in one pass over so many examples."""
+    full, rest = divmod(examples, batch_size)
+    sizes = {batch_size: full, rest: 1}
+    return {size: times for size, times in sizes.items() if size and times}
 
 
 def prepare_data(settings: TaskSettings) -> None:
