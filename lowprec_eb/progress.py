@@ -51,14 +51,13 @@ def epoch_text(stage: Stage, row: LedgerRow, energy_j: float) -> str:
     return ", ".join(parts)
 
 
-class StageProgress:
-    """One stage by itself: a bar on a terminal, a line an epoch elsewhere. Satisfies ``lowprec_eb.stage.Progress``."""
+class _Bars:
+    """Bars on a terminal while it is entered; elsewhere nothing is drawn."""
 
-    def __init__(self, console: Console, name: str) -> None:
+    def __init__(self, console: Console) -> None:
         self.console = console
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), TextColumn("{task.fields[now]}"))
         self.bar = Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
-        self.task = self.bar.add_task(name, total=None, now="")
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -68,6 +67,14 @@ class StageProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.bar.stop()
+
+
+class StageProgress(_Bars):
+    """One stage by itself: a bar on a terminal, a line an epoch elsewhere. Satisfies ``lowprec_eb.stage.Progress``."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        super().__init__(console)
+        self.task = self.bar.add_task(name, total=None, now="")
 
     def epoch(self, stage: Stage, row: LedgerRow, energy_j: float) -> None:
         now, completed = epoch_text(stage, row, energy_j), row.key.epoch + 1 - stage.epochs.start
@@ -76,24 +83,14 @@ class StageProgress:
             self.console.print(now, highlight=False, markup=False)
 
 
-class CompareProgress:
+class CompareProgress(_Bars):
     """Which arm of which seed runs, with its epoch, loss, accuracy, mask distance and modelled energy so far."""
 
     def __init__(self, console: Console, arms: int) -> None:
-        self.console, self.arms, self.done = console, arms, 0
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), TextColumn("{task.fields[now]}"))
-        self.bar = Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
+        super().__init__(console)
+        self.arms, self.done = arms, 0
         self.total = self.bar.add_task("all arms", total=arms, now="")
         self.running: dict[Label, TaskID] = {}
-
-    def __enter__(self) -> Self:
-        self.bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.bar.stop()
 
     def begin(self, arm: Label) -> None:
         self.running[arm] = self.bar.add_task(f"seed {arm[0]}, {arm[1]}", total=None, now="")

@@ -215,16 +215,7 @@ class EarlyBird(_Search):
         cls, settings: TicketSettings, scorer: Scorer | None = None, groups: Sequence[ChannelGroup] | None = None
     ) -> EarlyBird:
         """That of ``settings.ratio``."""
-        return cls(
-            settings.ratio,
-            settings.threshold,
-            settings.window,
-            settings.rule,
-            groups,
-            scorer=scorer,
-            normalised=settings.normalised,
-            score_momentum=settings.score_momentum,
-        )
+        return cls(settings.ratio, groups=groups, scorer=scorer, **settings.of_detector())
 
     def update(self, model: nn.Module, precision: str | None = None, *, epoch: int | None = None) -> Ticket | None:
         """Look at the model, once an epoch or more often; the ticket if it has appeared.
@@ -286,16 +277,7 @@ class EarlyBirds(_Search):
     def from_settings(
         cls, settings: TicketSettings, scorer: Scorer | None = None, groups: Sequence[ChannelGroup] | None = None
     ) -> EarlyBirds:
-        return cls(
-            settings.ratios,
-            settings.threshold,
-            settings.window,
-            settings.rule,
-            groups,
-            scorer=scorer,
-            normalised=settings.normalised,
-            score_momentum=settings.score_momentum,
-        )
+        return cls(settings.ratios, groups=groups, scorer=scorer, **settings.of_detector())
 
     @property
     def done(self) -> bool:

@@ -79,6 +79,11 @@ class TicketSettings:
         if self.normalised is not None and not DETECTORS[self.rule].uses_masks:
             raise ValueError(f"normalised is for rules that compare masks; {self.rule!r} compares widths: leave it out")
 
+    def of_detector(self) -> dict[str, Any]:
+        """How masks are compared: arguments of :class:`EarlyBird` and :class:`EarlyBirds`."""
+        names = ("threshold", "window", "rule", "normalised", "score_momentum")
+        return {name: getattr(self, name) for name in names}
+
     def check_deadline(self, steps_per_epoch: int) -> None:
         """Raise ValueError if the rule cannot fire by the deadline, however settled the masks are."""
         looks = self.looks(self.deadline, steps_per_epoch)
