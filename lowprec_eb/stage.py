@@ -229,27 +229,31 @@ class StageRun(Callback):
                 self._charge(of.phase, self.stage.first_epoch, [(of.costs, 1)], 0, of.measured, {})
         if self.search.done:
             return
+        self._begin_epoch(self.position.next_epoch)
+        try:
+            self.train(range(self.position.next_epoch, self.stage.epochs.stop))
+        except Diverged as error:
+            raise self._stop(error) from error
+
+    def train(self, epochs: range) -> None:
+        """Train over ``epochs``, the next ones, with all that watches and charges them; raises as ``train`` does."""
         callbacks: list[Callback] = [self]
         if self.stage.sparsity:
             callbacks.insert(0, SparsityPenalty(self.model, self.stage.sparsity))
         if self.averaging is not None:
-            self.averaging.begin(self.position.next_epoch)
+            self.averaging.begin(epochs.start)
             callbacks.insert(0, self.averaging)
-        epochs = range(self.position.next_epoch, self.stage.epochs.stop)
-        self._begin_epoch(self.position.next_epoch)
-        try:
-            train(
-                self.model,
-                self.optimizer,
-                self.task,
-                epochs,
-                self.stage.training,
-                seed=self.stage.seed,
-                callbacks=callbacks,
-                monitor=self.monitor,
-            )
-        except Diverged as error:
-            raise self._stop(error) from error
+        training, seed = self.stage.training, self.stage.seed
+        train(
+            self.model,
+            self.optimizer,
+            self.task,
+            epochs,
+            training,
+            seed=seed,
+            callbacks=callbacks,
+            monitor=self.monitor,
+        )
 
     def _finish(self) -> None:
         """A search ends with a ticket, at its deadline with the best so far; any other stage with a test."""
