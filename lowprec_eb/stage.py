@@ -28,6 +28,7 @@ from energy_models import (
 )
 from lowprec_eb import checkpoints
 from lowprec_eb.costs import EpochCosts, Work, epoch_costs, within
+from lowprec_eb.execution import float32_products, placed
 from lowprec_eb.instability import Diverged, Instability, to_text
 from lowprec_eb.lowering import lower, raise_
 from lowprec_eb.optim import LowPrecisionOptimizer
@@ -74,7 +75,7 @@ class StageRun(Callback):
         raise_to: Precision | None = None,
     ) -> None:
         self.stage, self.start, self.task, self.profile, self.folder = stage, start, task, profile, folder
-        self.model = copy.deepcopy(start.model).to(stage.device)
+        self.model = placed(copy.deepcopy(start.model), stage.device, stage.training.channels_last)
         lower(self.model, precision)
         rounding_seed = derive_seed(stage.seed, get_args(StagePhase).index(stage.phase))
         self.optimizer = LowPrecisionOptimizer(stage.training.optimizer(self.model), precision, rounding_seed)
@@ -122,8 +123,9 @@ class StageRun(Callback):
             if self.position.diverged is not None:
                 raise self._diverged(self.position.diverged)
             if not self.position.finished:
-                self._train()
-                self._finish()
+                with float32_products(self.stage.training.tf32):
+                    self._train()
+                    self._finish()
             return self._result()
 
     # The loop's callback -------------------------------------------------------------------------------------------
