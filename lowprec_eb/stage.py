@@ -231,7 +231,6 @@ class StageRun(Callback):
                 self._charge(of.phase, self.stage.first_epoch, [(of.costs, 1)], 0, of.measured, {})
         if self.search.done:
             return
-        self._begin_epoch(self.position.next_epoch)
         try:
             self.train(range(self.position.next_epoch, self.stage.epochs.stop))
         except Diverged as error:
@@ -245,6 +244,7 @@ class StageRun(Callback):
         if self.averaging is not None:
             self.averaging.begin(epochs.start)
             callbacks.insert(0, self.averaging)
+        self._begin_epoch(epochs.start)
         training, seed = self.stage.training, self.stage.seed
         train(
             self.model,
