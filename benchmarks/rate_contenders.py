@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from measuring import seconds
 from torch.nn import functional as F
 
 from energy_models import load_profile
@@ -20,10 +20,11 @@ from lowprec_eb.stage_data import Stage, Start
 from lowprec_eb.tasks import TaskSettings, VisionTask, make_task
 from lowprec_eb.tasks.augment import crop, flip, random_coins, random_corners
 from lowprec_eb.tasks.vision import Split
-from lowprec_eb.train import TrainSettings
+from lowprec_eb.train import EpochReport, TrainSettings
 from lowprec_eb.versions import software_fingerprint
 
 _VGG16: Any = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512)
+Clock = Callable[[], float]
 _EPOCHS = 10_000  # more than are trained: the learning rate stays
 _LEARNING_RATE = 1e-3  # random labels must not make a loss that stops the training
 
@@ -70,6 +71,12 @@ class Setting:
             compile=self.compile,
             tf32=self.tf32,
         )
+
+    @property
+    def clock(self) -> Clock:
+        """Seconds. On one thread of a CPU those of the processor: other programs take turns with this one."""
+        on_one_thread = self.device == "cpu" and torch.get_num_threads() == 1
+        return time.process_time if on_one_thread else time.perf_counter
 
     def finish(self) -> None:
         if self.device == "cuda":
@@ -133,7 +140,11 @@ class BareLoop:
 
     def __call__(self) -> tuple[float, float]:
         with float32_products(self.setting.tf32):
-            return seconds(self._epoch, finish=self.setting.finish), 0.0
+            self.setting.finish()
+            began = self.setting.clock()
+            self._epoch()
+            self.setting.finish()
+            return self.setting.clock() - began, 0.0
 
     def _epoch(self) -> None:
         train, generator, task = self.task.splits["train"], self.generator, self.task
@@ -148,6 +159,17 @@ class BareLoop:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
+
+
+class _TimedStage(StageRun):
+    """Notes when the steps of an epoch have ended; the loop has waited for the device then."""
+
+    clock: Clock
+    steps_ended: float
+
+    def after_epoch(self, report: EpochReport) -> bool:
+        self.steps_ended = self.clock()
+        return super().after_epoch(report)
 
 
 class OwnLoop:
@@ -173,16 +195,18 @@ class OwnLoop:
             software=software_fingerprint(),
         )
         start = Start("initial/0", build_model(case.model, task.input_shape, task.classes, 0))
-        self.run = StageRun(stage, start, task, chosen, load_profile("45nm"), folder / recipe, "rate")
+        self.run = _TimedStage(stage, start, task, chosen, load_profile("45nm"), folder / recipe, "rate")
+        self.run.clock = setting.clock
         self.epoch = 0
 
     def __call__(self) -> tuple[float, float]:
-        epochs = range(self.epoch, self.epoch + 1)
-        with float32_products(self.setting.tf32):
-            whole = seconds(lambda: self.run.train(epochs), finish=self.setting.finish)
+        epochs, clock = range(self.epoch, self.epoch + 1), self.setting.clock
         self.epoch += 1
-        steps = next(row.duration_s for row in reversed(self.run.rows) if row.key.phase == "train")
-        return steps, whole - steps
+        with float32_products(self.setting.tf32):
+            self.setting.finish()
+            began = clock()
+            self.run.train(epochs)
+            return self.run.steps_ended - began, clock() - self.run.steps_ended
 
 
 def contenders(case: Case, setting: Setting, folder: Path) -> dict[str, Callable[[], Loop]]:
