@@ -149,8 +149,9 @@ class LowPrecisionOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.steps += 1
-        stepped = [place for place in self._places() if place.parameter.grad is not None]
-        self._seeds = self._draw(stepped, _SEED_PLACES)
+        touched = self._rounded or self.gradient_scale != 1
+        stepped = [place for place in self._places() if place.parameter.grad is not None] if touched else []
+        self._seeds = self._draw(stepped, self._rounded)
         for place in stepped:
             self._round_gradient(place)
         before = {place.seed_place: place.parameter.detach().clone() for place in stepped if self._of("update", place)}
@@ -173,6 +174,11 @@ class LowPrecisionOptimizer(Optimizer):
                 if parameter.requires_grad and group.get(GROUP_OPTION, True):
                     yield _Place(index, parameter, name)
                 index += 1
+
+    @property
+    def _rounded(self) -> list[str]:
+        """The operands that some parameter has in a format."""
+        return [operand for operand, formats in self._formats.items() if any(formats)]
 
     def _of(self, operand: str, place: _Place) -> Rounded | None:
         of_vectors, of_others = self._formats[operand]
@@ -247,6 +253,8 @@ class LowPrecisionOptimizer(Optimizer):
     def _round_state(self, place: _Place) -> None:
         kept = self.state.get(place.parameter, {})
         for operand in STATE_OPERANDS:
+            if self._of(operand, place) is None:
+                continue
             for part, key in enumerate(self._state_keys[operand]):
                 if isinstance(tensor := kept.get(key), Tensor):
                     self._round(place, operand, tensor, part)
