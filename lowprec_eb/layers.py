@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lowprec_eb import rounder
@@ -91,8 +92,16 @@ def plain_class(lowered: type[nn.Module]) -> type[nn.Module]:
 
 
 def _intercept(module: LoweredModule, forward: Any, args: Any, kwargs: Any) -> Any:
+    if module.lowering.is_plain and not module._modules and _is_alone():
+        return forward(module, *args, **kwargs)
     with Interception(module.lowering, module.training):
         return forward(module, *args, **kwargs)
+
+
+def _is_alone() -> bool:
+    """Whether nobody around would take a plain layer's products for its own. A layer with others inside is not asked:
+    torch's fused path would read their weights without calling them."""
+    return not torch.compiler.is_compiling() and not torch._C._len_torch_function_stack()
 
 
 def _round_result(module: LoweredModule, forward: Any, args: Any, kwargs: Any) -> Any:

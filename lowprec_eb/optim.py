@@ -149,8 +149,9 @@ class LowPrecisionOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.steps += 1
-        self._step_seed = derive_seed(self._seed, self.steps)
-        stepped = [place for place in self._places() if place.parameter.grad is not None]
+        touched = self._rounded or self.gradient_scale != 1
+        stepped = [place for place in self._places() if place.parameter.grad is not None] if touched else []
+        self._seeds = self._draw(stepped, self._rounded)
         for place in stepped:
             self._round_gradient(place)
         before = {place.seed_place: place.parameter.detach().clone() for place in stepped if self._of("update", place)}
@@ -174,9 +175,36 @@ class LowPrecisionOptimizer(Optimizer):
                     yield _Place(index, parameter, name)
                 index += 1
 
+    @property
+    def _rounded(self) -> list[str]:
+        """The operands that some parameter has in a format."""
+        return [operand for operand, formats in self._formats.items() if any(formats)]
+
     def _of(self, operand: str, place: _Place) -> Rounded | None:
         of_vectors, of_others = self._formats[operand]
         return of_others if place.parameter.dim() >= 2 else of_vectors
+
+    def _draw(self, places: Sequence[_Place], operands: Sequence[str]) -> dict[tuple[int, str, int], Tensor]:
+        """The seeds of a step by parameter, operand and part, on the parameters' devices: sent to each at once, since a
+        copy for each rounding would make each of them wait for the device."""
+        after = derive_seed(self._seed, self.steps)
+        seeds: dict[tuple[int, str, int], Tensor] = {}
+        by_device: dict[torch.device, list[tuple[int, str, int]]] = {}
+        for place in places:
+            for operand in operands:
+                rounded = self._of(operand, place)
+                if rounded is not None and rounded.rounding == "stochastic":
+                    keys = by_device.setdefault(place.parameter.device, [])
+                    keys += [(place.seed_place, operand, part) for part in range(self._parts(operand))]
+        for device, keys in by_device.items():
+            indices = [(place, _SEED_PLACES.index(operand), part) for place, operand, part in keys]
+            drawn = [derive_seed(*of[: 3 if of[2] else 2], after=after) for of in indices]
+            seeds |= zip(keys, torch.tensor(drawn).to(device, non_blocking=True).unbind(), strict=True)
+        return seeds
+
+    def _parts(self, operand: str) -> int:
+        """How many tensors of an operand the optimizer may keep; each has random bits of its own."""
+        return len(self._state_keys[operand]) if operand in STATE_OPERANDS else 1
 
     def _round(self, place: _Place, operand: str, tensor: Tensor, part: int = 0) -> None:
         """In place. ``part`` tells the tensors of one operand apart: each has its own random bits."""
@@ -190,8 +218,7 @@ class LowPrecisionOptimizer(Optimizer):
             )
         seed = None
         if rounded.rounding == "stochastic":
-            parts = (place.seed_place, _SEED_PLACES.index(operand), part)
-            seed = torch.tensor(derive_seed(*parts[: 3 if part else 2], after=self._step_seed), device=tensor.device)
+            seed = self._seeds[place.seed_place, operand, part].to(tensor.device)
         try:
             # Straight to the operator: the checks of `quantize` take longer than rounding a small tensor.
             how: Any = (rounded.rounding, seed, None, [], None, self.precision.backend)
@@ -201,8 +228,9 @@ class LowPrecisionOptimizer(Optimizer):
 
     @torch.no_grad()
     def _round_weights(self, places: Iterator[_Place]) -> None:
-        self._step_seed = derive_seed(self._seed, self.steps)
-        for place in places:
+        found = list(places)
+        self._seeds = self._draw(found, ["master"])
+        for place in found:
             self._round(place, "master", place.parameter.detach())
 
     def _round_gradient(self, place: _Place) -> None:
@@ -225,6 +253,8 @@ class LowPrecisionOptimizer(Optimizer):
     def _round_state(self, place: _Place) -> None:
         kept = self.state.get(place.parameter, {})
         for operand in STATE_OPERANDS:
+            if self._of(operand, place) is None:
+                continue
             for part, key in enumerate(self._state_keys[operand]):
                 if isinstance(tensor := kept.get(key), Tensor):
                     self._round(place, operand, tensor, part)

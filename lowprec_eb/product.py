@@ -18,6 +18,7 @@ from lowprec_eb.scratch import scratch
 # reads it. Attention's backward products are grad_input.
 _GRADIENT = {"activation": "grad_input", "weight": "grad_weight", "index": "grad_input"}
 _READ_AGAIN = {"activation": "grad_weight", "weight": "grad_input", "index": "grad_weight"}
+Readings = tuple[Reading, Reading, Reading, Reading, Reading, Reading]
 
 
 def low_precision_product(
@@ -43,12 +44,13 @@ def _cast(part: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 def _apply(first: Tensor, second: Tensor, bias: Tensor | None, products: Products, rounder: Rounder) -> Tensor:
     if first is second:  # a compiler takes a tensor once
         second = second.view_as(second)
-    for x, reading in zip((first, second), readings_of(products), strict=False):
+    readings = readings_of(products)
+    for x, reading in zip((first, second), readings, strict=False):
         if reading.operand != "index":
             rounder.follow(x, reading)
     # Asked here, since a compiler does not know needs_input_grad in the forward pass.
     wanted = tuple(torch.is_grad_enabled() and part.requires_grad for part in (first, second))
-    result: Tensor = _LowPrecisionProduct.apply(first, second, bias, products, rounder, wanted)  # type: ignore[no-untyped-call]
+    result: Tensor = _LowPrecisionProduct.apply(first, second, bias, products, rounder, readings, wanted)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -63,10 +65,10 @@ class _LowPrecisionProduct(torch.autograd.Function):
         bias: Tensor | None,
         products: Products,
         rounder: Rounder,
+        readings: Readings,
         wanted: tuple[bool, bool],
     ) -> Tensor:
-        ctx.products, ctx.rounder = products, rounder
-        readings = readings_of(products)
+        ctx.products, ctx.rounder, ctx.readings = products, rounder, readings
         a, kept_a, packed_a = _read_to_keep(rounder, first, readings[0], readings[5], "first", wanted[1])
         b, kept_b, packed_b = _read_to_keep(rounder, second, readings[1], readings[3], "second", wanted[0])
         ctx.packed = packed_a, packed_b
@@ -81,7 +83,7 @@ class _LowPrecisionProduct(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         first, second = map(_unpacked, ctx.packed, ctx.saved_tensors, ("first", "second"))
         wants_first, wants_second, wants_bias = ctx.needs_input_grad[:3]
-        rounder, (_, _, of_first, _, of_second, _) = ctx.rounder, readings_of(ctx.products)
+        rounder, (_, _, of_first, _, of_second, _) = ctx.rounder, ctx.readings
         error = grad_first = grad_second = None
         if wants_first:
             error = _read(rounder, grad_output, of_first, "error")
@@ -93,10 +95,10 @@ class _LowPrecisionProduct(torch.autograd.Function):
         if rounder.scope.rotations[of_second.gemm] is not None:
             error = grad_output  # a rotated one would sum to something else
         grad_bias = _sum_to_bias(ctx.products, error) if wants_bias else None
-        return grad_first, grad_second, grad_bias, None, None, None
+        return grad_first, grad_second, grad_bias, None, None, None, None
 
 
-def readings_of(products: Products) -> tuple[Reading, Reading, Reading, Reading, Reading, Reading]:
+def readings_of(products: Products) -> Readings:
     """How the three products read their operands: (first, second), (error, second), (error, first)."""
     (one, two), output, of_first, of_second = products.roles, *products.summed
     second_slot = "second activation" if one == two else two

@@ -91,7 +91,9 @@ class Rounder:
         slots = [*_SEEDED, *(_ACCUMULATORS if scope.readings["accumulator", None] is not None else ())]
         needed = bool(sizes) or (training and scope.is_stochastic)
         drawn = draw_seeds(len(slots) + (1 if sizes else 0), *operands) if needed else None
-        self.seeds = None if drawn is None or not training else drawn.unbind()
+        # Sent at once, and not waited for: a copy for each rounding would make each of them wait for the device.
+        device = operands[0].device
+        self.seeds = None if drawn is None or not training else drawn.to(device, non_blocking=True).unbind()
         self.signs = (
             None if drawn is None or not sizes or is_counting() else (random_words(max(sizes), drawn[-1:]) | 1).sign()
         )
@@ -139,7 +141,7 @@ class Rounder:
             x = stand_in(x, "rotation", fp_add=size.bit_length() - 1, fp_mul=1, int_add=1)
         elif size is not None:
             assert self.signs is not None
-            x = rotated(x, reading.axis, reading.parts, size, self.signs.to(x.device))
+            x = rotated(x, reading.axis, reading.parts, size, self.signs.to(x.device, non_blocking=True))
         found = self.scope.readings[reading.operand, reading.named]
         if found is None:
             return x
@@ -239,8 +241,7 @@ class Rounder:
     ) -> tuple[Tensor, Any]:
         """Rounded values; which lie within the range, True if nobody watches. Each ``turn`` has its own random bits."""
         rounding: Any = reading.rounding if self.training else "nearest"
-        drawn = self._seed(slot) if rounding == "stochastic" else None
-        seed = None if drawn is None else drawn.to(x.device)
+        seed = self._seed(slot) if rounding == "stochastic" else None
         offset = None if seed is None or turn == 0 else torch.full((), turn * x.numel(), dtype=torch.int64)
         bits, backend = self.scope.bits.get(operand), self.scope.precision.backend
         scales = self._running_scales(reading, self._key(*slot), x.device, bits)

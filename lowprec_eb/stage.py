@@ -28,6 +28,7 @@ from energy_models import (
 )
 from lowprec_eb import checkpoints
 from lowprec_eb.costs import EpochCosts, Work, epoch_costs, within
+from lowprec_eb.execution import float32_products, placed
 from lowprec_eb.instability import Diverged, Instability, to_text
 from lowprec_eb.lowering import lower, raise_
 from lowprec_eb.optim import LowPrecisionOptimizer
@@ -74,7 +75,7 @@ class StageRun(Callback):
         raise_to: Precision | None = None,
     ) -> None:
         self.stage, self.start, self.task, self.profile, self.folder = stage, start, task, profile, folder
-        self.model = copy.deepcopy(start.model).to(stage.device)
+        self.model = placed(copy.deepcopy(start.model), stage.device, stage.training.channels_last)
         lower(self.model, precision)
         rounding_seed = derive_seed(stage.seed, get_args(StagePhase).index(stage.phase))
         self.optimizer = LowPrecisionOptimizer(stage.training.optimizer(self.model), precision, rounding_seed)
@@ -122,8 +123,9 @@ class StageRun(Callback):
             if self.position.diverged is not None:
                 raise self._diverged(self.position.diverged)
             if not self.position.finished:
-                self._train()
-                self._finish()
+                with float32_products(self.stage.training.tf32):
+                    self._train()
+                    self._finish()
             return self._result()
 
     # The loop's callback -------------------------------------------------------------------------------------------
@@ -229,27 +231,31 @@ class StageRun(Callback):
                 self._charge(of.phase, self.stage.first_epoch, [(of.costs, 1)], 0, of.measured, {})
         if self.search.done:
             return
+        try:
+            self.train(range(self.position.next_epoch, self.stage.epochs.stop))
+        except Diverged as error:
+            raise self._stop(error) from error
+
+    def train(self, epochs: range) -> None:
+        """Train over ``epochs``, the next ones, with all that watches and charges them; raises as ``train`` does."""
         callbacks: list[Callback] = [self]
         if self.stage.sparsity:
             callbacks.insert(0, SparsityPenalty(self.model, self.stage.sparsity))
         if self.averaging is not None:
-            self.averaging.begin(self.position.next_epoch)
+            self.averaging.begin(epochs.start)
             callbacks.insert(0, self.averaging)
-        epochs = range(self.position.next_epoch, self.stage.epochs.stop)
-        self._begin_epoch(self.position.next_epoch)
-        try:
-            train(
-                self.model,
-                self.optimizer,
-                self.task,
-                epochs,
-                self.stage.training,
-                seed=self.stage.seed,
-                callbacks=callbacks,
-                monitor=self.monitor,
-            )
-        except Diverged as error:
-            raise self._stop(error) from error
+        self._begin_epoch(epochs.start)
+        training, seed = self.stage.training, self.stage.seed
+        train(
+            self.model,
+            self.optimizer,
+            self.task,
+            epochs,
+            training,
+            seed=seed,
+            callbacks=callbacks,
+            monitor=self.monitor,
+        )
 
     def _finish(self) -> None:
         """A search ends with a ticket, at its deadline with the best so far; any other stage with a test."""

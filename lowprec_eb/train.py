@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from energy_models import MeasuredEnergy, measure
 from lowprec_eb.averaging import AveragingSettings
+from lowprec_eb.execution import compiled
 from lowprec_eb.instability import Diverged, Instability
 from lowprec_eb.quantize.random_bits import derive_seed
 from lowprec_eb.quantize.reference import RefusedNaN
@@ -29,6 +30,11 @@ class TrainSettings:
     epochs 80 and 120 of 160). averaging: of the weights, in stages that deliver a model; None averages nothing.
     stability: watch every step, and what to do about an unstable one; None only looks at the mean loss of each epoch,
     and stops where that is not finite.
+
+    How steps are run, which may change last bits: channels_last: the layout of 4-d weights and activations. compile:
+    forward and backward passes of training through torch.compile, with a graph for each batch size; validation and test
+    run as written. tf32: whether float32 products on CUDA round their operands to TF32; None leaves torch's flags
+    (convolutions do, matrix products do not).
     """
 
     epochs: int = 20
@@ -39,6 +45,9 @@ class TrainSettings:
     weight_decay: float = 1e-4
     averaging: AveragingSettings | None = None
     stability: StabilitySettings | None = None
+    channels_last: bool = False
+    compile: bool = False
+    tf32: bool | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -150,6 +159,7 @@ def train(
     Raises:
         Diverged: the loss of an epoch is not finite, or the monitor stops the training or took no step of an epoch.
     """
+    forward = compiled(model) if settings.compile else model
     for epoch in epochs:
         torch.manual_seed(derive_seed(seed, epoch))
         for group in optimizer.param_groups:
@@ -158,7 +168,7 @@ def train(
             monitor.begin_epoch(epoch)
         try:
             with measure(str(next(model.parameters()).device)) as measured:
-                loss, whole, stopped = _train_epoch(model, optimizer, task, epoch, callbacks, monitor)
+                loss, whole, stopped = _train_epoch(forward, optimizer, task, epoch, callbacks, monitor)
         except RefusedNaN as error:  # a format without a code for NaN sees it before the mean loss does
             if monitor is not None:
                 monitor.check()  # it may know the step

@@ -1,7 +1,7 @@
 """Random crops and flips of uint8 image batches, on whichever device holds them.
 
-All images of a batch are moved at once by indexing. The random numbers come from the generator that is passed in,
-on the generator's own device: a CPU generator gives the same augmentation on every accelerator.
+All images of a batch are moved at once by indexing. Random numbers are drawn apart, on the generator's own device: a
+CPU generator gives the same augmentation on every accelerator.
 """
 
 import torch
@@ -27,17 +27,14 @@ def flip(images: Tensor, flipped: Tensor) -> Tensor:
     return torch.where(flipped[:, None, None, None], images.flip(-1), images)
 
 
-def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """`crop` at corners drawn uniformly: each image moves by -padding .. +padding pixels each way."""
-    corners = torch.randint(0, 2 * padding + 1, (2, images.shape[0]), generator=generator, device=generator.device)
-    top, left = corners.to(images.device)
-    return crop(images, padding, top, left)
+def random_corners(samples: int, padding: int, generator: torch.Generator) -> Tensor:
+    """Corners for `crop`, (2, N) int64, drawn uniformly: each image moves by -padding .. +padding pixels each way."""
+    return torch.randint(0, 2 * padding + 1, (2, samples), generator=generator, device=generator.device)
 
 
-def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """`flip` of each image with probability 1/2."""
-    coins = torch.randint(0, 2, (images.shape[0],), generator=generator, device=generator.device)
-    return flip(images, coins.to(images.device).bool())
+def random_coins(samples: int, generator: torch.Generator) -> Tensor:
+    """(N,) bool, each true with probability 1/2."""
+    return torch.randint(0, 2, (samples,), generator=generator, device=generator.device).bool()
 
 
 def _gather(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

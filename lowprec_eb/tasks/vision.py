@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lowprec_eb.tasks.augment import random_crop, random_flip
+from lowprec_eb.tasks.augment import crop, flip, random_coins, random_corners
 from lowprec_eb.tasks.base import Batch
 from lowprec_eb.tasks.datasets import read_dataset
 from lowprec_eb.tasks.labelled import LabelledImages
@@ -81,6 +81,14 @@ class Split:
 
     images: Tensor
     labels: Tensor
+
+
+class _Draw(NamedTuple):
+    """Of one batch: rows (N,) int64; corners (2, N) int64 for `crop`; flipped (N,) bool. None: not augmented so."""
+
+    rows: Tensor
+    corners: Tensor | None
+    flipped: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,25 +176,43 @@ class VisionTask:
         return loss_sum.item() / total, int(correct.item()) / total
 
     def _training_batches(self, epoch: int) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
         train = self.splits["train"]
-        order = torch.randperm(train.labels.shape[0], generator=generator).to(train.images.device)
-        for rows in torch.split(order, self.batch_size):
-            images = self._augmented(train.images[rows], generator)
-            yield Batch(self._normalise(images), train.labels[rows])
+        for draw in self._draws(epoch, train.images.device):
+            images = train.images[draw.rows]
+            if draw.corners is not None:
+                images = crop(images, self.crop_padding, *draw.corners)
+            if draw.flipped is not None:
+                images = flip(images, draw.flipped)
+            yield Batch(self._normalise(images), train.labels[draw.rows])
 
-    def _augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        if self.augment == "none":
-            return images
-        images = random_crop(images, self.crop_padding, generator)
-        return random_flip(images, generator) if self.augment == "crop_flip" else images
+    def _draws(self, epoch: int, device: torch.device) -> list[_Draw]:
+        """What is random in each batch of an epoch, sent to the device at once: a copy a step would make each step wait
+        for the device."""
+        generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
+        order = torch.randperm(self.samples["train"], generator=generator)
+        corners, flipped = [], []
+        for rows in torch.split(order, self.batch_size):
+            if self.augment != "none":
+                corners.append(random_corners(len(rows), self.crop_padding, generator))
+            if self.augment == "crop_flip":
+                flipped.append(random_coins(len(rows), generator))
+        size, none = self.batch_size, [None] * math.ceil(len(order) / self.batch_size)
+        return [
+            _Draw(*drawn)
+            for drawn in zip(
+                order.to(device).split(size),
+                torch.cat(corners, 1).to(device).split(size, 1) if corners else none,
+                torch.cat(flipped).to(device).split(size) if flipped else none,
+                strict=True,
+            )
+        ]
 
     def _normalise(self, images: Tensor) -> Tensor:
         """uint8 -> float32 of zero mean and unit variance per channel.
 
         It comes after augmentation, so the border of a crop is black (0 before normalisation), as in torchvision.
         """
-        return (images.float() - self.mean) / self.std
+        return (images - self.mean).div_(self.std)  # uint8 minus float32 is float32
 
     def _split(self, name: str) -> Split:
         if name not in self.splits:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lowprec_eb.tasks.augment import crop, flip, random_crop, random_flip
+from lowprec_eb.tasks.augment import crop, flip, random_coins, random_corners
 
 
 def slow_crop(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def test_flip_mirrors_only_the_chosen_images() -> None:
 
 def test_random_crop_reaches_every_corner_evenly() -> None:
     image = images_like(1, 1, 4, 4)
-    result = random_crop(image.expand(4500, 1, 4, 4), 1, torch.Generator().manual_seed(0))
+    result = crop(image.expand(4500, 1, 4, 4), 1, *random_corners(4500, 1, torch.Generator().manual_seed(0)))
     counts = []
     for top in range(3):
         for left in range(3):
@@ -70,7 +70,7 @@ def test_random_crop_reaches_every_corner_evenly() -> None:
 
 def test_random_flip_flips_half() -> None:
     image = images_like(1, 1, 2, 3)
-    result = random_flip(image.expand(4000, 1, 2, 3), torch.Generator().manual_seed(0))
+    result = flip(image.expand(4000, 1, 2, 3), random_coins(4000, torch.Generator().manual_seed(0)))
     kept = (result == image).flatten(1).all(1)
     mirrored = (result == image.flip(-1)).flatten(1).all(1)
     assert bool((kept ^ mirrored).all())
@@ -84,7 +84,8 @@ def test_same_generator_state_same_result_and_global_state_untouched(seed: int) 
     runs = []
     for _ in range(2):
         generator = torch.Generator().manual_seed(seed)
-        runs.append(random_flip(random_crop(images, 2, generator), generator))
+        corners, coins = random_corners(8, 2, generator), random_coins(8, generator)
+        runs.append(flip(crop(images, 2, *corners), coins))
     assert torch.equal(runs[0], runs[1])
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(images, images_like(8, 3, 6, 6))  # not changed in place

@@ -11,9 +11,13 @@ from layer_cases import build, results
 import lowprec_eb as lp
 from energy_models import measure
 from lowprec_eb.compare import run_arm
+from lowprec_eb.execution import placed
 from lowprec_eb.formats import NAMED
+from lowprec_eb.models import VGGSettings, build_model
 from lowprec_eb.recipes import RECIPES
+from lowprec_eb.tasks import TaskSettings, make_task
 from lowprec_eb.tickets import EarlyBirds
+from lowprec_eb.train import Callback, SparsityPenalty, TrainSettings, train
 
 pytestmark = [
     pytest.mark.gpu,
@@ -148,3 +152,29 @@ def test_a_look_gives_the_masks_of_the_cpu_and_waits_once():
     for ratio in (0.1, 0.5, 0.8):
         assert on_gpu.distances(ratio) == on_cpu.distances(ratio)
         assert lp.mask_distance(on_gpu.best(ratio).masks, on_cpu.best(ratio).masks) == 0
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "bfp8"])
+def test_no_step_of_the_loop_waits_for_the_gpu(recipe):
+    class Guard(Callback):
+        """From the end of the first step, which compiles and allocates, to that of the last; the epoch's end waits."""
+
+        steps = 0
+
+        def after_step(self):
+            self.steps += 1
+            torch.cuda.set_sync_debug_mode("default" if self.steps == len(sizes) else "error")
+            return False
+
+    task = make_task(TaskSettings(max_train=400, batch_size=40, augment="crop_flip", crop_padding=1), 0, "cuda")
+    sizes = [size for size, times in task.batch_sizes("train").items() for _ in range(times)]
+    settings = TrainSettings(epochs=1, learning_rate=0.01, channels_last=True)
+    model = placed(build_model(VGGSettings(widths=(8, "M", 16)), (1, 8, 8), 10, 0), "cuda", settings.channels_last)
+    lp.lower(model, recipe)
+    optimizer, guard = lp.LowPrecisionOptimizer(settings.optimizer(model), recipe, seed=0), Guard()
+    callbacks = [SparsityPenalty(model, 1e-4), guard]
+    try:
+        train(model, optimizer, task, range(1), settings, seed=0, callbacks=callbacks)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert guard.steps == len(sizes) > 2
