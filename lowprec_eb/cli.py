@@ -22,7 +22,7 @@ from lowprec_eb.progress import CompareProgress
 from lowprec_eb.report import print_plan, print_report, write_report
 from lowprec_eb.report.format_pictures import write_format_picture
 from lowprec_eb.report.format_tables import print_sheets
-from lowprec_eb.report.saved import save_comparison
+from lowprec_eb.report.saved import FILE as COMPARISON_FILE
 from lowprec_eb.report_command import report
 from lowprec_eb.search_command import search
 from lowprec_eb.tasks import prepare_data
@@ -112,6 +112,6 @@ def _run(config: Config, out: Path, console: Console) -> None:
     with CompareProgress(console, arms) as progress:
         comparison = run_comparison(config, out, progress)
     folder = run_folder(config, out)
-    files = [save_comparison(comparison, folder), *write_report(comparison, folder)]
+    files = [folder / COMPARISON_FILE, *write_report(comparison, folder)]
     print_report(comparison, console)
     console.print(f"\n{len(files)} files in {folder}", highlight=False)

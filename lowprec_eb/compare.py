@@ -196,6 +196,18 @@ def gather(config: Config, results: Sequence[ArmResult], task: Task | None = Non
     )
 
 
+def so_far(config: Config, results: Sequence[ArmResult]) -> Comparison:
+    """As :func:`gather`, with a note that names what is not finished."""
+    ended = {(result.outcome.arm, result.outcome.seed) for result in results}
+    missing = {arm.name: [s for s in config.seeds if (arm.name, s) not in ended] for arm in config.pipelines}
+    told = ", ".join(f"{arm} (seed {', '.join(map(str, seeds))})" for arm, seeds in missing.items() if seeds)
+    comparison = gather(config, results)
+    if not told:
+        return comparison
+    of_all = f"{len(ended)} of {len(config.pipelines) * len(config.seeds)} runs have ended"
+    return replace(comparison, notes=(f"Not finished: {of_all}. Missing: {told}.", *comparison.notes))
+
+
 def _averaged(config: Config, finished: Sequence[Outcome]) -> list[str]:
     """Which arms deliver an average, and what that means for their numbers, in one line; nothing if none does."""
     arms = list(dict.fromkeys(outcome.arm for outcome in finished if outcome.averaging))

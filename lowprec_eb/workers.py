@@ -8,19 +8,20 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from energy_models import LedgerRow
 from lowprec_eb.arms import ArmSettings
-from lowprec_eb.compare import ArmResult, gather, record_run, run_arm
+from lowprec_eb.compare import ArmResult, gather, record_run, run_arm, run_folder, so_far
 from lowprec_eb.config import Config
 from lowprec_eb.outcome import DivergedOutcome, Outcome
 from lowprec_eb.progress import CompareObserver, Label
 from lowprec_eb.report import Comparison
+from lowprec_eb.report.saved import save_comparison
 from lowprec_eb.stage_data import Stage
 
 _events: multiprocessing.Queue[tuple[str, tuple[Any, ...]]] | None = None  # a worker's end of the queue
@@ -29,20 +30,33 @@ _events: multiprocessing.Queue[tuple[str, tuple[Any, ...]]] | None = None  # a w
 def compare(config: Config, out: Path, observer: CompareObserver) -> Comparison:
     """Run what is not finished yet and gather the results; ``config.workers`` arms at a time.
 
-    Stages are kept in ``out/stages``. Killed at any moment, the same call goes on where it was.
+    Stages are kept in ``out/stages``. Killed at any moment, the same call goes on where it was. Whenever an arm ends,
+    the comparison of those that have is saved in the run's folder, so that it can be reported before all are done.
     """
     record_run(config, out)
+    results: list[ArmResult] = []
+    with closing(_results(config, out, observer)) as ending:
+        for result in ending:
+            results.append(result)
+            if any(isinstance(of.outcome, Outcome) for of in results):
+                save_comparison(so_far(config, results), run_folder(config, out))
+    return gather(config, results)
+
+
+def _results(config: Config, out: Path, observer: CompareObserver) -> Generator[ArmResult]:
+    """Every arm with every seed, as they end."""
     # Neighbours in this order share no stage, so that workers rarely wait for each other's.
     jobs = [(seed, arm) for arm in config.pipelines for seed in config.seeds]
     workers = min(config.workers, len(jobs))
     if workers == 1:
-        return gather(config, [run_arm(config, out, seed, arm, observer) for seed, arm in jobs])
+        yield from (run_arm(config, out, seed, arm, observer) for seed, arm in jobs)
+        return
     context = multiprocessing.get_context("spawn")
     events = context.Queue()
     with _forwarding(events, observer), ProcessPoolExecutor(workers, context, _prepare, (events,)) as pool:
         try:
-            futures = [pool.submit(_work, config, out, seed, arm) for seed, arm in jobs]
-            return gather(config, [future.result() for future in futures])
+            for future in as_completed([pool.submit(_work, config, out, seed, arm) for seed, arm in jobs]):
+                yield future.result()
         except BaseException:
             # Stages are safe against a kill, so nothing is lost, and nobody waits for the other arms.
             pool.shutdown(wait=False, cancel_futures=True)
