@@ -17,7 +17,7 @@ from lowprec_eb.report.footprint_table import footprint_sentence, footprint_tabl
 from lowprec_eb.report.paper_table import PaperTable, build_paper_table, paper_lines, paper_table
 from lowprec_eb.report.pictures import missing_pictures, write_pictures
 from lowprec_eb.report.sentences import sentences
-from lowprec_eb.report.statistics_table import findings_csv
+from lowprec_eb.report.statistics_table import findings_csv, sweeps_csv
 from lowprec_eb.report.summary import ArmSummary, Comparison, MaskHistory, SeedSummary, Spread, summarise
 from lowprec_eb.report.table import TABLE_WIDTH, build_plan_table, build_tables, to_csv, to_json
 from lowprec_eb.report.units import Scale
@@ -53,27 +53,31 @@ __all__ = [
 
 
 def write_report(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write report.txt, summary.csv, summary.json, baselines.csv and the pictures; return the paths written.
+    """Write report.txt, summary.csv, summary.json, baselines.csv, sweeps.csv and the pictures; return their paths.
 
-    There is no baselines.csv where no arm could be tested against another. A picture whose data is missing is not
-    written; report.txt says so.
+    There is no baselines.csv where no arm could be tested against another, and no sweeps.csv where no arms differ in
+    their ratio alone. A picture whose data is missing is not written; report.txt says so.
     """
     folder.mkdir(parents=True, exist_ok=True)
     report, table, tree = (folder / name for name in ("report.txt", "summary.csv", "summary.json"))
     # An empty environment: a FORCE_COLOR or COLUMNS of the caller must not change the file.
     console = Console(file=io.StringIO(), width=TABLE_WIDTH, color_system=None, force_terminal=False, _environ={})
-    with console.capture() as text:
+    with console.capture() as printed:
         print_report(comparison, console)
-    write_text(report, text.get())
+    write_text(report, printed.get())
     to_csv(comparison, table)
     to_json(comparison, tree)
     written = [report, table, tree]
-    tests, path = findings_csv(find(comparison)), folder / "baselines.csv"
-    if tests is None:
-        path.unlink(missing_ok=True)  # of an earlier report
-    else:
-        write_text(path, tests)
-        written.append(path)
+    findings = find(comparison)
+    for path, text in (
+        (folder / "baselines.csv", findings_csv(findings)),
+        (folder / "sweeps.csv", sweeps_csv(findings)),
+    ):
+        if text is None:
+            path.unlink(missing_ok=True)  # of an earlier report
+        else:
+            write_text(path, text)
+            written.append(path)
     return [*written, *write_pictures(comparison, folder)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,7 @@ from energy_models.energy import ModelledEnergy, Range
 from lowprec_eb.report.intervals import Interval, jackknife_values, t_interval
 
 Side = Literal["above", "below", "no seed"]
+EnergyVerdict = Literal["less", "more", "not established"]
 _DECIMALS = 12  # of accuracies: pooling may leave them a last bit apart
 
 
@@ -29,8 +30,9 @@ class EqualAccuracy:
     """The largest ratio at which a sweep is as accurate as a baseline, and what it costs there, a mean over ``seeds``.
 
     ``target`` is the baseline's mean test accuracy. ``of_baseline`` is the energy over the baseline's: nominal, low and
-    high over the corners of the energy model. ``interval`` is of its nominal value, over seeds. None where leaving out
-    a seed leaves the sweep (``lost``: those seeds), and for one seed.
+    high over the corners of the energy model. ``interval`` is of its nominal value, over seeds, and ``energy_interval``
+    of the nominal energy, in J. Both are None where leaving out a seed leaves the sweep (``lost``: those seeds), and
+    for one seed.
     """
 
     target: float
@@ -39,7 +41,15 @@ class EqualAccuracy:
     of_baseline: Range
     seeds: tuple[int, ...]
     interval: Interval | None
+    energy_interval: Interval | None
     lost: tuple[int, ...]
+
+    @property
+    def verdict(self) -> EnergyVerdict:
+        """Whether the interval over seeds lies below 1, or above it; of nominal energies alone."""
+        if self.interval is None:
+            return "not established"
+        return "less" if self.interval.high < 1 else "more" if self.interval.low > 1 else "not established"
 
 
 @dataclass(frozen=True)
@@ -47,13 +57,14 @@ class NotReached:
     """The target lies outside the sweep; nothing is extrapolated.
 
     ``side`` "no seed": no seed is common to all, and the target is NaN. "above": no ratio is as accurate. "below": even
-    the largest is more accurate, and with ``of_baseline`` of the baseline's energy it is only known that equal accuracy
-    needs no more.
+    the largest is more accurate, and with ``energy`` (``of_baseline`` of the baseline's) it is only known that equal
+    accuracy needs no more.
     """
 
     target: float
     side: Side
     seeds: tuple[int, ...]
+    energy: ModelledEnergy | None = None
     of_baseline: Range | None = None
 
 
@@ -85,18 +96,19 @@ def energy_at_equal_accuracy(
     place = _place(points, target, seeds)
     base = _mean_energy(baseline_energy, seeds)
     if isinstance(place, str):
-        cheapest = _energy(points, len(points) - 1.0, seeds).ratio_to(base) if place == "below" else None
-        return NotReached(target, place, tuple(seeds), cheapest)
+        if place != "below":
+            return NotReached(target, place, tuple(seeds))
+        cheapest = _energy(points, len(points) - 1.0, seeds)
+        return NotReached(target, place, tuple(seeds), cheapest, cheapest.ratio_to(base))
 
-    def log_ratio(some: Sequence[int]) -> float | None:
+    def of_some(some: Sequence[int]) -> tuple[float, float] | None:
+        """Energy and the baseline's; None: the sweep is left."""
         at = _place(points, _mean(baseline_accuracy, some), some) if some else "no seed"
         if isinstance(at, str):
             return None
-        return math.log(_energy(points, at, some).nominal_j / _mean_energy(baseline_energy, some).nominal_j)
+        return _energy(points, at, some).nominal_j, _mean_energy(baseline_energy, some).nominal_j
 
-    by_seed = jackknife_values(seeds, log_ratio)
-    values = [value for value in by_seed.values() if value is not None]
-    logs = t_interval(values, level) if len(values) == len(seeds) else None
+    lost = () if len(seeds) == 1 else tuple(s for s in seeds if of_some([o for o in seeds if o != s]) is None)
     energy = _energy(points, place, seeds)
     return EqualAccuracy(
         target=target,
@@ -104,9 +116,28 @@ def energy_at_equal_accuracy(
         energy=energy,
         of_baseline=energy.ratio_to(base),
         seeds=tuple(seeds),
-        interval=None if logs is None else Interval(math.exp(logs.low), math.exp(logs.high), level),
-        lost=tuple(seed for seed, value in by_seed.items() if value is None) if len(seeds) > 1 else (),
+        interval=_interval(seeds, of_some, lambda joules, base: joules / base, level),
+        energy_interval=_interval(seeds, of_some, lambda joules, base: joules, level),
+        lost=lost,
     )
+
+
+def _interval(
+    seeds: Sequence[int],
+    energies: Callable[[Sequence[int]], tuple[float, float] | None],
+    number: Callable[[float, float], float],
+    level: float,
+) -> Interval | None:
+    """A jackknife on the logarithm of a number that both energies give; None where leaving out a seed leaves none."""
+
+    def log(some: Sequence[int]) -> float | None:
+        both = energies(some)
+        return None if both is None else math.log(number(*both))
+
+    values = list(jackknife_values(seeds, log).values())
+    known = [value for value in values if value is not None]
+    logs = t_interval(known, level) if len(known) == len(values) else None
+    return None if logs is None else Interval(math.exp(logs.low), math.exp(logs.high), level)
 
 
 def falling(values: Sequence[float]) -> list[float]:

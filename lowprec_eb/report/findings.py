@@ -38,10 +38,14 @@ class ArmTest:
 class SweepResult:
     """Arms that differ in ``ratio`` alone, from the smallest to the largest, and where they reach a baseline.
 
-    ``result`` is None where two of them have one ratio: they must differ in something else, so they are no sweep.
+    ``precision`` is their label (search > training). ``result`` is None where two of them have one ratio: they must
+    differ in something else, so they are no sweep.
     """
 
     arms: tuple[str, ...]
+    pipeline: str
+    precision: str
+    ratios: tuple[float, ...]
     baseline: str
     result: EqualAccuracy | NotReached | None
 
@@ -151,11 +155,13 @@ def _holm_where_known(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def _sweep(arms: Sequence[ArmSummary], baseline: ArmSummary, level: float) -> SweepResult:
+    ratios = tuple(arm.ratio or 0.0 for arm in arms)
+    result = None
+    if is_sweep(arms):
+        points = [SweepPoint(ratio, *_by_seed(arm)) for ratio, arm in zip(ratios, arms, strict=True)]
+        result = energy_at_equal_accuracy(points, *_by_seed(baseline), level)
     names = tuple(arm.arm for arm in arms)
-    if not is_sweep(arms):
-        return SweepResult(names, baseline.arm, None)
-    points = [SweepPoint(arm.ratio or 0.0, *_by_seed(arm)) for arm in arms]
-    return SweepResult(names, baseline.arm, energy_at_equal_accuracy(points, *_by_seed(baseline), level))
+    return SweepResult(names, arms[0].pipeline, arms[0].precision_label, ratios, baseline.arm, result)
 
 
 def _by_seed(arm: ArmSummary) -> tuple[dict[int, float], dict[int, ModelledEnergy]]:

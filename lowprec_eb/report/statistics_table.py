@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from energy_models.energy import ENDS, Range
-from lowprec_eb.report.equal_accuracy import EqualAccuracy
+from lowprec_eb.report.cells import csv_text, ends_text, range_cells, seeds_cells
 from lowprec_eb.report.findings import (
     ArmTest,
     Findings,
-    SweepResult,
     accuracy_interval,
     energy_interval,
     holds_for_all,
 )
-from lowprec_eb.report.intervals import Interval
 from lowprec_eb.report.saving import Saving, Unsplit
 from lowprec_eb.report.statistics_sentences import p_text, percent, points_text, verdict_text
 from lowprec_eb.report.summary import ArmSummary, Comparison
+from lowprec_eb.report.sweep_table import sweep_table, sweep_tree
 from lowprec_eb.report.table_style import add_columns, new_table
 from lowprec_eb.report.units import Scale, ratio_text, three_digits
 
@@ -36,7 +32,8 @@ _CAPTION = (
 
 
 def statistics_tables(comparison: Comparison, arms: Sequence[ArmSummary], findings: Findings) -> list[Table]:
-    """Intervals over seeds; accuracy and energy against each baseline; savings split into ticket and bits.
+    """Intervals over seeds; accuracy and energy against each baseline; savings split into ticket and bits; energy at
+    equal accuracy along ratios.
 
     A table that would be empty is left out.
     """
@@ -47,7 +44,8 @@ def statistics_tables(comparison: Comparison, arms: Sequence[ArmSummary], findin
     ]
     split = [saving for saving in findings.savings if isinstance(saving, Saving)]
     savings = [_savings(split, comparison.confidence)] if split else []
-    return [_intervals(arms, comparison.confidence), *against, *savings]
+    sweeps = [sweep_table(findings.sweeps, comparison.confidence)] if findings.sweeps else []
+    return [_intervals(arms, comparison.confidence), *against, *savings, *sweeps]
 
 
 def _intervals(arms: Sequence[ArmSummary], level: float) -> Table:
@@ -64,9 +62,9 @@ def _intervals(arms: Sequence[ArmSummary], level: float) -> Table:
             arm.arm,
             str(len(arm.seeds)),
             f"{100 * arm.test_accuracy.mean:.2f}",
-            _ends_text(accuracy, lambda value: f"{100 * value:.2f}"),
+            ends_text(accuracy, lambda value: f"{100 * value:.2f}"),
             scale.text(arm.energy.nominal_j),
-            _ends_text(energy, scale.text),
+            ends_text(energy, scale.text),
         )
         table.add_row(*map(Text, cells))
     return table
@@ -100,11 +98,11 @@ def _against_cells(test: ArmTest) -> tuple[str, ...]:
         verdict_text(result) + (f" {_FOR_ALL}" if holds_for_all(test) else ""),
         f"{len(test.seeds)} ({len(test.dropped)})",
         "-" if result.mean is None else f"{100 * result.mean:+.2f}",
-        _ends_text(result.interval, lambda value: f"{100 * value:+.2f}"),
+        ends_text(result.interval, lambda value: f"{100 * value:+.2f}"),
         p_text(result.p_equal),
         p_text(result.p_not_worse),
         ratio_text(test.energy_ratio),
-        _ends_text(test.energy_interval, three_digits),
+        ends_text(test.energy_interval, three_digits),
     )
 
 
@@ -129,17 +127,11 @@ def _saving_cells(saving: Saving) -> tuple[str, ...]:
         saving.baseline,
         ratio_text(saving.whole, ends=False),
         ratio_text(saving.ticket),
-        _ends_text(saving.ticket_interval, three_digits),
+        ends_text(saving.ticket_interval, three_digits),
         ratio_text(saving.bits),
-        _ends_text(saving.bits_interval, three_digits),
+        ends_text(saving.bits_interval, three_digits),
         *(", ".join(ratio_text(factor, ends=False) for factor in order) for order in orders),
     )
-
-
-def _ends_text(interval: Interval | None, text: Callable[[float], str]) -> str:
-    if interval is None:
-        return "-"
-    return "no spread" if interval.is_point else f"{text(interval.low)} to {text(interval.high)}"
 
 
 # ---- for files ---------------------------------------------------------------------------------------------------
@@ -148,23 +140,20 @@ def _ends_text(interval: Interval | None, text: Callable[[float], str]) -> str:
 def interval_cells(arm: ArmSummary, level: float) -> dict[str, float | None]:
     """Columns of an arm: both ends over seeds of test accuracy and of nominal energy."""
     accuracy, energy = accuracy_interval(arm, level), energy_interval(arm, level)
-    return _interval_cells("test_accuracy_seeds_{end}", accuracy) | _interval_cells("energy_seeds_{end}_j", energy)
+    return seeds_cells("test_accuracy_seeds_{end}", accuracy) | seeds_cells("energy_seeds_{end}_j", energy)
 
 
 def findings_csv(findings: Findings) -> str | None:
     """One line for each arm and baseline, with the split of the saving; None where nothing was tested."""
     splits = {(saving.arm, saving.baseline): saving for saving in findings.savings}
-    lines = []
-    for test in findings.tests:
-        cells = _test_cells(test) | _saving_columns(splits.get((test.arm, test.baseline)))
-        lines.append(cells | {name: ";".join(map(str, cells[name])) for name in ("seeds", "seeds_left_out")})
-    if not lines:
-        return None
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    return csv_text(
+        [_test_cells(test) | _saving_columns(splits.get((test.arm, test.baseline))) for test in findings.tests]
+    )
+
+
+def sweeps_csv(findings: Findings) -> str | None:
+    """One line for each sweep and baseline; None where no arms are a sweep."""
+    return csv_text([sweep_tree(sweep) for sweep in findings.sweeps])
 
 
 def findings_tree(findings: Findings) -> dict[str, Any]:
@@ -173,7 +162,7 @@ def findings_tree(findings: Findings) -> dict[str, Any]:
         "baselines": [base.arm for base in findings.baselines],
         "tests": [_test_cells(test) for test in findings.tests],
         "savings": [{"arm": of.arm, "baseline": of.baseline} | _saving_columns(of) for of in findings.savings],
-        "sweeps": [_sweep_tree(sweep) for sweep in findings.sweeps],
+        "sweeps": [sweep_tree(sweep) for sweep in findings.sweeps],
     }
 
 
@@ -185,8 +174,8 @@ def _test_cells(test: ArmTest) -> dict[str, Any]:
         "seeds": list(test.seeds),
         "seeds_left_out": list(test.dropped),
         "accuracy_difference": result.mean,
-        **_interval_cells("accuracy_difference_{end}", result.interval),
-        **_interval_cells("accuracy_difference_wide_{end}", result.wide_interval),
+        **seeds_cells("accuracy_difference_{end}", result.interval),
+        **seeds_cells("accuracy_difference_wide_{end}", result.wide_interval),
         "verdict": result.verdict,
         "not_worse": result.not_worse,
         "no_spread": result.no_spread,
@@ -195,8 +184,8 @@ def _test_cells(test: ArmTest) -> dict[str, Any]:
         "p_not_worse": result.p_not_worse,
         "p_not_worse_holm": test.holm_not_worse,
         "p_different": result.p_different,
-        **_range_cells("energy_ratio", test.energy_ratio),
-        **_interval_cells("energy_ratio_seeds_{end}", test.energy_interval),
+        **range_cells("energy_ratio", test.energy_ratio),
+        **seeds_cells("energy_ratio_seeds_{end}", test.energy_interval),
     }
 
 
@@ -207,34 +196,12 @@ def _saving_columns(saving: Saving | Unsplit | None) -> dict[str, Any]:
     (ticket_first, bits_second), (bits_first, ticket_second) = orders
     return {
         "cannot_be_split_without": saving.missing if isinstance(saving, Unsplit) else None,
-        **_range_cells("ticket_factor", None if split is None else split.ticket),
-        **_interval_cells("ticket_factor_seeds_{end}", None if split is None else split.ticket_interval),
-        **_range_cells("bits_factor", None if split is None else split.bits),
-        **_interval_cells("bits_factor_seeds_{end}", None if split is None else split.bits_interval),
+        **range_cells("ticket_factor", None if split is None else split.ticket),
+        **seeds_cells("ticket_factor_seeds_{end}", None if split is None else split.ticket_interval),
+        **range_cells("bits_factor", None if split is None else split.bits),
+        **seeds_cells("bits_factor_seeds_{end}", None if split is None else split.bits_interval),
         "ticket_factor_ticket_first": ticket_first and ticket_first.nominal,
         "bits_factor_ticket_first": bits_second and bits_second.nominal,
         "bits_factor_bits_first": bits_first and bits_first.nominal,
         "ticket_factor_bits_first": ticket_second and ticket_second.nominal,
     }
-
-
-def _sweep_tree(sweep: SweepResult) -> dict[str, Any]:
-    tree: dict[str, Any] = {"arms": list(sweep.arms), "baseline": sweep.baseline}
-    result = sweep.result
-    if result is None:
-        return tree | {"reached": None}
-    tree |= {"reached": isinstance(result, EqualAccuracy), "target_accuracy": result.target if result.seeds else None}
-    tree |= {"seeds": list(result.seeds), **_range_cells("energy_ratio", result.of_baseline)}
-    if isinstance(result, EqualAccuracy):
-        energy = _range_cells("energy_j", result.energy.total_j)
-        ends = _interval_cells("energy_ratio_seeds_{end}", result.interval)
-        return tree | {"ratio": result.ratio, **energy, **ends, "lost_seeds": list(result.lost)}
-    return tree | {"side": result.side}
-
-
-def _range_cells(name: str, values: Range | None) -> dict[str, float | None]:
-    return {f"{name}_{end}": None if values is None else getattr(values, end) for end in ENDS}
-
-
-def _interval_cells(name: str, interval: Interval | None) -> dict[str, float | None]:
-    return {name.format(end=end): None if interval is None else getattr(interval, end) for end in ("low", "high")}

@@ -318,6 +318,68 @@ def test_two_arms_of_one_ratio_are_no_sweep() -> None:
     assert "two of them have one ratio" in said(comparison, "No sweep can be made of")
 
 
+ROWS = {  # accuracies of the baseline -> the last cell of the row
+    "less": FULL[5],
+    "outside the sweep": (0.90, 0.90, 0.91),
+    "not reached": (0.999, 0.999, 0.999),
+}
+
+
+@pytest.mark.parametrize("told", ROWS)
+def test_the_table_of_sweeps_says_what_equal_accuracy_costs_and_where_nothing_is_known(told: str) -> None:
+    comparison = with_ratio(built((*FULL[:5], ROWS[told]), *SWEEP), **RATIOS)
+    result = find(comparison).sweeps[0].result
+    text = printed(comparison)
+    text = text[text.index("Energy at equal accuracy") :]
+    first, second = (line for line in text.splitlines() if line.startswith(("  early bird, fp32", "  0.3, 0.5, 0.7")))
+    assert first.rstrip().endswith(f"   {told}") and f"{100 * result.target:.2f}" in second
+    assert "energy [J]" in text
+    if told == "less":
+        joules, factor = result.energy_interval, result.interval
+        assert f"{joules.low:.2f} to {joules.high:.2f}" in second and f"{factor.low:.3f} to {factor.high:.3f}" in second
+        assert f"{result.ratio:.3f}" in first
+    else:
+        assert ("at most 3.00 (" in first and "at most x0.300 (" in first) == (told == "outside the sweep")
+    assert max(map(len, printed(comparison).splitlines())) <= 150
+
+
+def test_sweeps_alike_in_pipeline_and_precision_are_told_apart_by_their_arms() -> None:
+    new = [(f"{arm[0]} new", *arm[1:]) for arm in SWEEP]
+    comparison = with_ratio(built(FULL, *SWEEP, *new), **RATIOS, **{f"{name} new": r for name, r in RATIOS.items()})
+    outcomes = tuple(replace(o, weights="reinit" if "new" in o.arm else "inherit") for o in comparison.outcomes)
+    text = printed(replace(comparison, outcomes=outcomes))
+    assert "  ff 30, ff 50, ff 70   " in text and "ff 30 new, ff 50 new, ff 70 new" in text
+    assert "  ff 30, ff 50, ff 70   " not in printed(with_ratio(built(FULL, *SWEEP), **RATIOS))
+
+
+def test_a_file_of_sweeps_says_what_the_tree_says(tmp_path: Path) -> None:
+    comparison = with_ratio(built(FULL, NS, *SWEEP), **RATIOS)
+    assert tmp_path / "sweeps.csv" in write_report(comparison, tmp_path)
+    lines = list(csv.DictReader((tmp_path / "sweeps.csv").open()))
+    tree = json.loads((tmp_path / "summary.json").read_text())["sweeps"]
+    assert [line["baseline"] for line in lines] == ["full", "ns"]
+    assert [line["result"] for line in lines] == ["reached", "outside the sweep"]
+    assert (lines[0]["ratios"], tree[0]["ratios"]) == ("0.3;0.5;0.7", [0.3, 0.5, 0.7])
+    for line, entry in zip(lines, tree, strict=True):
+        assert line.keys() == entry.keys()
+        assert float(line["energy_nominal_j"]) == entry["energy_nominal_j"]
+        assert float(line["energy_ratio_high"]) == entry["energy_ratio_high"]
+    assert (lines[0]["verdict"], lines[1]["verdict"], tree[1]["verdict"]) == ("less", "", None)
+    assert tree[0]["energy_seeds_low_j"] < tree[0]["energy_nominal_j"] < tree[0]["energy_seeds_high_j"]
+    write_report(built(FULL, NS), tmp_path)
+    assert not (tmp_path / "sweeps.csv").exists()
+
+
+def test_less_energy_is_established_by_the_interval_over_seeds_alone() -> None:
+    means = {"ff 30": 0.99, "ff 50": 0.97, "ff 70": 0.95}
+    steep = [(*arm[:5], (means[arm[0]] - 0.007, means[arm[0]], means[arm[0]] + 0.007)) for arm in SWEEP]
+    wild = with_ratio(built((*FULL[:4], 5.5, (0.98, 0.975, 0.985)), *steep), **RATIOS)
+    result = find(wild).sweeps[0].result
+    assert isinstance(result, EqualAccuracy)
+    assert result.verdict == "not established"
+    assert find(with_ratio(built((*FULL[:4], 1.0, FULL[5]), *SWEEP), **RATIOS)).sweeps[0].result.verdict == "more"
+
+
 # ---- picture -----------------------------------------------------------------------------------------------------
 
 
