@@ -21,6 +21,7 @@ from lowprec_eb.report import (
     paper_table,
     print_paper_table,
     print_report,
+    with_statistics,
     write_paper_table,
     write_report,
 )
@@ -53,6 +54,13 @@ def report(
     price: Annotated[str | None, typer.Option(help=f"Price of a kWh. {_RANGE}")] = None,
     currency: Annotated[str | None, typer.Option(help="Currency of the price, such as EUR.")] = None,
     pue: Annotated[str | None, typer.Option(help=f"kWh of the site per kWh of the computer. {_RANGE}")] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="Difference in accuracy that counts as none, a fraction: 0.01 is 1 point.")
+    ] = None,
+    confidence: Annotated[float | None, typer.Option(help="Level of intervals over seeds and of verdicts.")] = None,
+    baselines: Annotated[
+        list[str] | None, typer.Option("--baseline", help="Test the arms against this arm. Repeatable.")
+    ] = None,
     form: Annotated[
         Form, typer.Option("--format", help="full: all tables and pictures; paper: the early-bird paper's own table.")
     ] = Form.full,
@@ -66,7 +74,8 @@ def report(
     """Write a finished run's tables and pictures again, without training.
 
     With --profile its energies are those of another chip; of several, pictures of what the chip changes follow. CO2e
-    and cost follow from what you give, and replace what the run's settings gave.
+    and cost follow from what you give, and replace what the run's settings gave. So do margin, confidence and
+    baselines; the report says that they are not the run's.
     """
     console = new_console()
     with explained(console):
@@ -74,6 +83,8 @@ def report(
         footprint = _footprint(given) if any(value is not None for value in given.values()) else None
         if published is not None and form is not Form.paper:
             raise ValueError("--published: is for --format paper")
+        if form is Form.paper and any(value is not None for value in (margin, confidence, baselines)):
+            raise ValueError("--margin, --confidence, --baseline: the paper's table tests nothing; use --format full")
         chips: list[HardwareProfile | None] = [load_profile(name) for name in profiles or ()]
         names = [chip.name for chip in chips if chip is not None]
         if len(set(names)) < len(names):
@@ -82,7 +93,8 @@ def report(
             )
         priced: dict[str, Comparison] = {}
         for chip in chips or [None]:
-            comparison = load_comparison(run, chip)
+            named = None if baselines is None else tuple(baselines)
+            comparison = with_statistics(load_comparison(run, chip), margin, confidence, named)
             if footprint is not None:
                 comparison = dataclasses.replace(comparison, footprint=footprint)
             folder = (out or run) if chip is None else (out or run) / f"under-{_file_name(chip.name)}"

@@ -220,3 +220,36 @@ def test_a_comparison_takes_its_footprint_from_the_settings(tmp_path):
     assert "CO2e" in said and "CO2e" not in plain.output and "cost of" not in said
     result, said = invoke("compare", "--config", path, "--dry-run", "--set", "footprint={pue: [1.1]}")
     assert result.exit_code == 2 and "give a carbon_intensity or a price" in said
+
+
+def test_margin_confidence_and_baselines_may_be_others_and_the_report_says_so(run, tmp_path):
+    given = ["--margin", "0.05", "--confidence", "0.9", "--baseline", "LL", "--baseline", "slimming fp32"]
+    result, said = invoke("report", run, "--out", tmp_path, *given)
+    assert result.exit_code == 0, said
+    assert (
+        "Tested afterwards with other settings than the run's: margin 5 points (the run: 1 point); confidence 90 % "
+        "(the run: 95 %); baselines LL, slimming fp32 (the run: full fp32, slimming fp32). Nothing was trained again."
+    ) in said
+    tree = json.loads((tmp_path / "summary.json").read_text())
+    assert (tree["margin"], tree["confidence"], tree["baselines"]) == (0.05, 0.9, ["LL", "slimming fp32"])
+    assert tree["notes"][0].startswith("Tested afterwards")
+    tested = {line["baseline"] for line in csv.DictReader((tmp_path / "baselines.csv").open())}
+    assert tested == {"LL", "slimming fp32"}
+    own = json.loads((run / "comparison.json").read_text())
+    assert (own["margin"], own["confidence"], own["baselines"]) == (0.01, 0.95, [])
+    _, said = invoke("report", run, "--out", tmp_path, "--margin", "0.01")
+    assert "Tested afterwards" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--margin", "1"], "margin must be a fraction in [0, 1), got 1"),
+        (["--confidence", "95"], "confidence must be between 0.5 and 1, such as 0.95, got 95"),
+        (["--baseline", "full fp3"], "no arm is named 'full fp3'; did you mean 'full fp32'?"),
+        (["--margin", "0.02", "--format", "paper"], "the paper's table tests nothing"),
+    ],
+)
+def test_statistics_that_cannot_be_are_explained(run, tmp_path, arguments, message):
+    result, said = invoke("report", run, "--out", tmp_path, *arguments)
+    assert result.exit_code == 2 and message in said and not list(tmp_path.iterdir())
