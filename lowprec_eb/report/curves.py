@@ -12,12 +12,15 @@ from lowprec_eb.outcome import Outcome
 from lowprec_eb.report.summary import TRAINING_PHASES, Comparison
 
 ACCURACY = "validation_accuracy"
-_ORDER_IN_EPOCH = {"prune": 0, "search": 1, "train": 1, "retrain": 1, "detect": 2, "average": 3, "eval": 4}
+_ORDER_IN_EPOCH = {"search": 1, "train": 1, "retrain": 1, "detect": 2, "average": 3, "eval": 4}
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Over epochs 0 (untrained) to E: nominal energy so far, and validation accuracy (NaN: none); both (E + 1,)."""
+    """Over epochs 0 (untrained) to E: nominal energy so far, and validation accuracy (NaN: none); both (E + 1,).
+
+    What a stage pays before its first epoch (choosing channels, pruning) is spent where the stage begins.
+    """
 
     energy_j: NDArray[np.float64]
     accuracy: NDArray[np.float64]
@@ -29,7 +32,7 @@ def epoch_curve(comparison: Comparison, outcome: Outcome) -> Curve:
     for stage in outcome.stages:
         step: tuple[str, int] | None = None
         for row in sorted(comparison.rows[stage], key=_in_time):
-            if row.key.phase in TRAINING_PHASES and step != (row.key.phase, row.key.epoch):
+            if _trains(row) and step != (row.key.phase, row.key.epoch):
                 step = (row.key.phase, row.key.epoch)
                 energy_j.append(energy_j[-1])
                 accuracy.append(float("nan"))
@@ -56,5 +59,12 @@ def mask_distances(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
     return np.asarray(1 - matches / masks.shape[1])
 
 
+def _trains(row: LedgerRow) -> bool:
+    """Whether it is an epoch of training: what it takes to begin a stage may be called a search, but has no samples."""
+    return row.key.phase in TRAINING_PHASES and row.samples > 0
+
+
 def _in_time(row: LedgerRow) -> tuple[int, int, str, int]:
-    return (row.key.epoch, _ORDER_IN_EPOCH[row.key.phase], row.key.phase, row.key.rank)
+    before = row.key.phase == "prune" or (row.key.phase in TRAINING_PHASES and not _trains(row))
+    order = 0 if before else _ORDER_IN_EPOCH[row.key.phase]
+    return (row.key.epoch, order, row.key.phase, row.key.rank)

@@ -165,6 +165,17 @@ def test_a_curve_runs_through_all_stages_in_time_although_ledgers_sort_by_phase(
     assert np.isnan(curve.accuracy[0])
 
 
+def test_choosing_channels_before_training_is_no_epoch_of_a_curve() -> None:
+    chosen = replace(row("s", "search", 0, 0.5), samples=0)
+    cut = replace(row("s", "prune", 0, 0.1), samples=0)
+    trained = tuple(row("s", "train", epoch, 1.0, accuracy=0.7 + epoch / 10) for epoch in (0, 1))
+    again = (replace(row("r", "search", 2, 0.25), samples=0), row("r", "retrain", 2, 1.0, accuracy=0.9))
+    comparison = small(("a", "thinet", None, "fp32", ("s", "r")), s=(cut, chosen, *trained), r=again)
+    curve = epoch_curve(comparison, comparison.outcomes[0])
+    assert curve.energy_j == pytest.approx([0.6, 1.6, 2.6 + 0.25, 3.85])
+    assert curve.accuracy[1:].tolist() == pytest.approx([0.7, 0.8, 0.9])
+
+
 def test_a_mean_curve_ends_with_the_shortest() -> None:
     comparison = example_comparison()
     curves = [epoch_curve(comparison, o) for o in comparison.outcomes if o.arm == "early-bird LL re-init"]
