@@ -229,15 +229,25 @@ def _uncounted(rows: Mapping[str, Sequence[LedgerRow]]) -> list[str]:
 
 
 def _mask_histories(results: Sequence[ArmResult]) -> Iterator[MaskHistory]:
-    """The recorded masks, each beside the ticket that was drawn with the same precision and seed."""
+    """The recorded masks, each beside the ticket that was drawn with the same precision, ratio and seed."""
     found = [r.outcome for r in results if isinstance(r.outcome, Outcome)]
     drawn = [outcome for outcome in found if outcome.pipeline == "early_bird"]
     tickets = {(o.seed, o.search_precision, o.ratio): o.ticket.epoch for o in drawn if o.ticket is not None}
-    for result in results:
-        if result.dense_masks is not None:
-            seed, precision, ratio = result.outcome.seed, result.outcome.precision, result.outcome.ratio
-            label = precision if ratio is None else f"{precision}, ratio {ratio:g}"
-            yield MaskHistory(label, seed, result.dense_masks, tickets.get((seed, precision, ratio)))
+    recorded = [result for result in results if result.dense_masks is not None]
+    arms: dict[str, set[str]] = {}
+    for result in recorded:
+        arms.setdefault(_mask_label(result.outcome), set()).add(result.outcome.arm)
+    for result in recorded:
+        assert result.dense_masks is not None
+        outcome, label = result.outcome, _mask_label(result.outcome)
+        if len(arms[label]) > 1:  # they differ in something else, such as the average
+            label = f"{outcome.arm}, {label}"
+        ticket = tickets.get((outcome.seed, outcome.precision, outcome.ratio))
+        yield MaskHistory(label, outcome.seed, result.dense_masks, ticket)
+
+
+def _mask_label(outcome: Outcome | DivergedOutcome) -> str:
+    return outcome.precision if outcome.ratio is None else f"{outcome.precision}, ratio {outcome.ratio:g}"
 
 
 def _masks_by_epoch(lab: Lab, history: ScoreHistory) -> NDArray[np.bool_]:

@@ -23,6 +23,7 @@ from lowprec_eb.report.summary import ArmSummary, Comparison, MaskHistory, summa
 from lowprec_eb.report.units import Scale
 
 _ACCURACY_BELOW = 8  # points shown below the usual accuracy
+_PANELS_A_ROW = 3
 _PHASE_GROUPS: dict[str, tuple[str, ...]] = {
     "search": ("search",),
     "train": ("train",),
@@ -171,14 +172,17 @@ def _no_accuracy(comparison: Comparison, arm: ArmSummary) -> bool:
 
 
 def mask_distance(comparison: Comparison) -> Figure:
-    """Distance between the masks of every two epochs, a panel for each recorded run of the first seed."""
+    """Distance between the masks of every two epochs, a panel for each recorded run of the first seed, three a row."""
     seed = comparison.mask_histories[0].seed
     histories = [history for history in comparison.mask_histories if history.seed == seed]
     distances = [mask_distances(history.masks) for history in histories]
     largest = max(float(matrix.max()) for matrix in distances) or 1.0
-    figure = new_figure(1.7 + 4.8 * len(histories), 5.6)
+    columns = min(len(histories), _PANELS_A_ROW)
+    rows = math.ceil(len(histories) / columns)
+    figure = new_figure(1.7 + 4.8 * columns, 0.6 + 5.0 * rows)
     figure.set_layout_engine("compressed")  # square panels leave gaps otherwise
-    panels = figure.subplots(1, len(histories), squeeze=False)[0]
+    grid = figure.add_gridspec(rows, columns)
+    panels = [figure.add_subplot(grid[divmod(place, columns)]) for place in range(len(histories))]
     for axes, history, matrix in zip(panels, histories, distances, strict=True):
         image = draw_distances(axes, matrix, largest)
         _mark_ticket(axes, history)
@@ -186,7 +190,7 @@ def mask_distance(comparison: Comparison) -> Figure:
             axis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epochs trained")
         axes.set_ylabel("epochs trained")
-    figure.colorbar(image, ax=list(panels), shrink=0.8, label="mask distance (share of channels that differ)")
+    figure.colorbar(image, ax=panels, shrink=0.8 / rows, label="mask distance (share of channels that differ)")
     figure.suptitle(f"{comparison.name}: masks of the dense run with gamma penalty, seed {seed}")
     return figure
 
@@ -214,8 +218,8 @@ def mark_time(axes: Axes, epoch: float) -> None:
 
 def _mark_ticket(axes: Axes, history: MaskHistory) -> None:
     epoch = history.ticket_epoch
-    title = history.label if epoch is None else f"{history.label} (dashed: ticket drawn after {epoch} epochs)"
-    axes.set_title(title, fontsize=11)
+    title = history.label if epoch is None else f"{history.label}\n(dashed: ticket drawn after {epoch} epochs)"
+    axes.set_title(title, fontsize=10)
     if epoch is not None and epoch <= len(history.masks):
         mark_time(axes, epoch)
 

@@ -118,8 +118,8 @@ def test_epoch_curves_end_at_the_arms_energy(comparison: Comparison) -> None:
 
 def test_mask_distances_of_the_first_seed_share_one_scale_and_mark_the_ticket(comparison: Comparison) -> None:
     first, second, _ = mask_distance(comparison).axes
-    assert first.get_title() == "fp32 (dashed: ticket drawn after 6 epochs)"
-    assert second.get_title() == "bfp8 (dashed: ticket drawn after 7 epochs)"
+    assert first.get_title() == "fp32\n(dashed: ticket drawn after 6 epochs)"
+    assert second.get_title() == "bfp8\n(dashed: ticket drawn after 7 epochs)"
     assert first.images[0].get_clim() == second.images[0].get_clim()
     assert {line.get_xdata()[0] for line in first.lines} | {line.get_ydata()[0] for line in first.lines} >= {6}
     assert first.images[0].get_extent() == [0.5, 20.5, 0.5, 20.5]
@@ -128,3 +128,16 @@ def test_mask_distances_of_the_first_seed_share_one_scale_and_mark_the_ticket(co
     axes, _ = mask_distance(one).axes
     assert axes.get_title() == "fp32"
     assert not axes.lines
+
+
+def test_mask_distances_of_a_sweep_stand_three_a_row_under_their_own_labels(comparison: Comparison) -> None:
+    history = comparison.mask_histories[0]
+    labels = [f"fp32, ratio {ratio:g}" for ratio in (0.1, 0.3, 0.5, 0.7)]
+    sweep = replace(comparison, mask_histories=tuple(replace(history, label=label) for label in labels))
+    figure = mask_distance(sweep)
+    FigureCanvasAgg(figure).draw()
+    panels = figure.axes[:4]
+    assert [axes.get_title().splitlines()[0] for axes in panels] == labels
+    boxes = [axes.get_window_extent() for axes in panels]
+    assert boxes[0].y0 == pytest.approx(boxes[2].y0) and boxes[3].y1 < boxes[0].y0
+    assert boxes[3].x0 == pytest.approx(boxes[0].x0)
