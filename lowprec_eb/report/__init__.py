@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from energy_models.ledger import totals
@@ -14,12 +16,14 @@ from lowprec_eb.checkpoints import write_text
 from lowprec_eb.report.detector_pictures import detector_curves, replayed_masks
 from lowprec_eb.report.findings import Findings, find
 from lowprec_eb.report.footprint_table import footprint_sentence, footprint_table
+from lowprec_eb.report.overrides import with_statistics
 from lowprec_eb.report.paper_table import PaperTable, build_paper_table, paper_lines, paper_table
 from lowprec_eb.report.pictures import missing_pictures, write_pictures
 from lowprec_eb.report.sentences import sentences
 from lowprec_eb.report.statistics_table import findings_csv, sweeps_csv
 from lowprec_eb.report.summary import ArmSummary, Comparison, MaskHistory, SeedSummary, Spread, summarise
 from lowprec_eb.report.table import TABLE_WIDTH, build_plan_table, build_tables, to_csv, to_json
+from lowprec_eb.report.table_style import fitted
 from lowprec_eb.report.units import Scale
 
 __all__ = [
@@ -46,6 +50,7 @@ __all__ = [
     "summarise",
     "to_csv",
     "to_json",
+    "with_statistics",
     "write_paper_table",
     "write_pictures",
     "write_report",
@@ -107,15 +112,13 @@ def print_paper_table(table: PaperTable, console: Console) -> None:
 def print_report(comparison: Comparison, console: Console) -> None:
     """Print the tables, what they say, the notes, and which pictures cannot be drawn.
 
-    The tables need a console of 150 columns; a narrower one wraps their cells.
+    A table that is wider than the console is printed in parts, each with some of its columns.
     """
     console.print(Text(comparison.name, style="bold"))
     tables = list(build_tables(comparison))
     if comparison.footprint is not None:
         tables.append(footprint_table(summarise(comparison), comparison.footprint))
-    for table in tables:
-        console.print(table)
-        console.print()
+    _print_tables(tables, console)
     absent = [f"{name} is not drawn: {reason}." for name, reason in missing_pictures(comparison).items()]
     for line in [*sentences(comparison), *comparison.notes, *absent]:
         console.print(Text(f"- {line}"))
@@ -124,11 +127,10 @@ def print_report(comparison: Comparison, console: Console) -> None:
 def print_plan(comparison: Comparison, console: Console, *, seeds: int) -> None:
     """Print what a plan (a comparison of one seed without accuracies) predicts, and the work of all its ``seeds``."""
     console.print(Text(f"{comparison.name}: plan", style="bold"))
-    console.print(build_plan_table(comparison))
-    console.print()
+    tables = [build_plan_table(comparison)]
     if comparison.footprint is not None:
-        console.print(footprint_table(summarise(comparison), comparison.footprint))
-        console.print()
+        tables.append(footprint_table(summarise(comparison), comparison.footprint))
+    _print_tables(tables, console)
     everything = totals(row for rows in comparison.rows.values() for row in rows)
     macs = seeds * sum(everything.macs.values())
     scale = Scale.of([macs])
@@ -141,3 +143,10 @@ def print_plan(comparison: Comparison, console: Console, *, seeds: int) -> None:
     ]
     for line in lines:
         console.print(Text(f"- {line}"))
+
+
+def _print_tables(tables: Iterable[Table], console: Console) -> None:
+    for table in tables:
+        for part in fitted(table, console):
+            console.print(part)
+            console.print()

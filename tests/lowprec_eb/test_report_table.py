@@ -19,6 +19,7 @@ from lowprec_eb.report import (
     to_csv,
     to_json,
 )
+from lowprec_eb.report.table_style import fitted
 from lowprec_eb.report.units import Scale, energy_text, percent_text, ratio_text, three_digits
 
 
@@ -170,3 +171,36 @@ def test_percent_and_ratio_text() -> None:
     assert percent_text(Spread(0.972, None, 1)) == "97.20"
     assert ratio_text(Range(0.1, 0.123, 1.5)) == "x0.123 (0.100-1.50)"
     assert ratio_text(Range(0.1, 0.123, 1.5), ends=False) == "x0.123"
+
+
+@pytest.mark.parametrize("width", [80, 100, 150])
+def test_a_table_wider_than_the_console_is_printed_in_parts_without_a_cut_cell(width: int) -> None:
+    comparison = example_comparison()
+    for table in build_tables(comparison):
+        console = Console(file=io.StringIO(), width=width, color_system=None, _environ={})
+        parts = list(fitted(table, console))
+        names = [str(part.columns[0].header) for part in parts]
+        assert set(names) == {"arm"}
+        with console.capture() as text:
+            for part in parts:
+                console.print(part)
+        lines = text.get().splitlines()
+        assert max(map(len, lines)) <= width
+        rows = [line for line in lines if line.startswith("  early-bird LL re-init  ")]
+        savings = "Savings" in str(table.title)
+        assert len(rows) == (2 if savings else 1) * len(parts) or "re-init" not in str(table.columns[0]._cells)
+        shown = [str(column.header) for part in parts for column in part.columns]
+        repeated = [str(column.header) for column in table.columns if column.justify == "left"]
+        assert [head for head in shown if head not in repeated] == [
+            str(column.header) for column in table.columns if column.justify != "left"
+        ]
+        assert width == 80 or all("interval" not in str(part.columns[len(repeated)].header) for part in parts)
+        captions = [part.caption for part in parts]
+        assert captions[-1] == table.caption and captions[:-1] == [None] * (len(parts) - 1)
+
+
+def test_a_table_that_fits_stays_whole() -> None:
+    table = build_tables(example_comparison())[0]
+    console = Console(file=io.StringIO(), width=150, color_system=None, _environ={})
+    (whole,) = fitted(table, console)
+    assert str(whole.title) == str(table.title) and whole.columns == table.columns
