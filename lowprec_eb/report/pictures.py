@@ -55,10 +55,7 @@ def write_pictures(comparison: Comparison, folder: Path) -> list[Path]:
 def missing_pictures(comparison: Comparison) -> dict[str, str]:
     """File name -> what is missing, for each picture that cannot be drawn."""
     absent = {}
-    selected = _selected_arms(comparison)
-    if not selected:
-        absent["epochs.png"] = "there is neither a full, a network slimming nor an early-bird arm in fp32 or bfp8"
-    elif all(_no_accuracy(comparison, arm) for arm in selected):
+    if all(_no_accuracy(comparison, arm) for arm in _selected_arms(comparison)):
         absent["epochs.png"] = "no ledger row has the metric validation_accuracy"
     if not comparison.mask_histories:
         absent["mask_distance.png"] = "no dense run with recorded masks is part of the comparison"
@@ -129,7 +126,9 @@ def epochs(comparison: Comparison) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(True, alpha=0.25)
         axes.set_xlim(left=0)
-    title = f"{comparison.name}: mean over seeds as far as all went (thick), each seed (thin)"
+    number = len({outcome.arm for outcome in comparison.outcomes})
+    shown = f"{len(curves)} of {number} arms, " if len(curves) < number else ""
+    title = f"{comparison.name}: {shown}mean over seeds as far as all went (thick), each seed (thin)"
     figure.suptitle(title + diverged_text(comparison), fontsize=11)
     handles, labels = energy_axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(curves), frameon=False)
@@ -155,9 +154,11 @@ def _cut_low_accuracies(axes: Axes, means: Iterable[Curve]) -> None:
 
 
 def _selected_arms(comparison: Comparison) -> list[ArmSummary]:
-    roles = assign_roles(summarise(comparison))
-    arms = (roles.full, roles.full_8bit, roles.slimming, roles.ff, roles.ll)
-    return [arm for arm in arms if arm is not None]
+    """Those of the paper's main claim; the first few where there is none of them."""
+    arms = summarise(comparison)
+    roles = assign_roles(arms)
+    of_paper = (roles.full, roles.full_8bit, roles.slimming, roles.ff, roles.ll)
+    return [arm for arm in of_paper if arm is not None] or list(arms[: len(COLOURS)])
 
 
 def _curves(comparison: Comparison, arm: ArmSummary) -> list[Curve]:

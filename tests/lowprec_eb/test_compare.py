@@ -397,3 +397,14 @@ def test_a_stage_keeps_the_name_of_the_run_that_began_it(tiny, tmp_path, finishe
     again = run_seed(renamed, tmp_path, 0, Silent())
     runs = {row.key.run for rows in again.rows.values() for row in rows}
     assert runs == {tiny.run_name}
+
+
+def test_recorded_masks_that_only_their_arms_tell_apart_are_named_after_them(tiny, finished):
+    """Such as two network slimming arms, one of them with averaged weights."""
+    result = next(r for r in finished.results if r.dense_masks is not None and r.outcome.precision == "fp32")
+    again = dataclasses.replace(result, outcome=dataclasses.replace(result.outcome, arm="once more"))
+    lower = dataclasses.replace(result, outcome=dataclasses.replace(result.outcome, arm="lower", ratio=0.25))
+    arms = tuple(ArmSettings(name, "network_slimming") for name in (result.outcome.arm, "once more", "lower"))
+    config = dataclasses.replace(tiny, pipelines=arms)
+    labels = [of.label for of in gather(config, [result, again, lower]).mask_histories]
+    assert labels == [f"{result.outcome.arm}, fp32", "once more, fp32", "fp32, ratio 0.25"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
-from report_example import example_comparison, row
+from report_example import built, example_comparison, row
 
 from lowprec_eb.report import Comparison, missing_pictures, summarise, write_pictures, write_report
 from lowprec_eb.report.curves import epoch_curve
@@ -48,8 +48,9 @@ def test_a_picture_without_data_is_skipped_and_said(comparison: Comparison, tmp_
     assert "validation_accuracy" in missing_pictures(bare)["epochs.png"]
     assert "masks" in missing_pictures(bare)["mask_distance.png"]
     others = replace(comparison, outcomes=tuple(o for o in comparison.outcomes if o.pipeline == "random_ticket"))
-    assert "neither" in missing_pictures(others)["epochs.png"]
-    assert missing_pictures(comparison) == {}
+    assert missing_pictures(others) == missing_pictures(comparison) == {}
+    lines = [line for line in epochs(others).axes[0].lines if not line.get_label().startswith("_")]
+    assert [line.get_label() for line in lines] == ["random fp32", "random 8 bit"]
 
 
 def test_labels_of_points_lie_apart_from_each_other_and_in_the_plot(comparison: Comparison) -> None:
@@ -66,6 +67,35 @@ def test_labels_of_points_lie_apart_from_each_other_and_in_the_plot(comparison: 
     assert kinds.get_window_extent().x0 > frame[2]
     assert signs.get_window_extent().y1 < axes.get_tightbbox().y0
     assert axes.get_xscale() == "log"
+
+
+def many_arms(number: int) -> Comparison:
+    kinds = [("full", None), ("early_bird", "fp32"), ("snip", None)]
+    arms = [(f"arm {i}", *kinds[i % 3], "fp32", 1.0 + i / 4, (0.95 + i / 1000, 0.96)) for i in range(number - 1)]
+    return built(*arms, ("poor", "early_bird", "fp32", "fp32", 2.0, (0.61, 0.63)))
+
+
+def test_of_many_arms_numbers_stand_in_the_plot_and_names_beside_it() -> None:
+    comparison = many_arms(20)
+    figure = energy_accuracy(comparison)
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == [*map(str, range(1, 20)), "20: \N{DOWNWARDS ARROW} 62.00 %"]
+    listed = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert listed[1:21] == [f"{i}  {arm.arm}" for i, arm in enumerate(summarise(comparison), 1)]
+    handles = figure.legends[0].legend_handles
+    drawn = [line for line in axes.lines if line.get_markersize() == 8 and len(line.get_xdata()) == 1]
+    assert [h.get_marker() for h in handles[1:21]] == [line.get_marker() for line in drawn]
+
+
+@pytest.mark.parametrize(("number", "cut"), [(20, True), (9, True), (5, False)])
+def test_an_arm_far_below_all_others_stands_at_the_foot(number: int, cut: bool) -> None:
+    (axes,) = energy_accuracy(many_arms(number)).axes
+    bottom, _ = axes.get_ylim()
+    assert (bottom > 85) == cut
+    drawn = [line for line in axes.lines if line.get_markersize() == 8 and len(line.get_xdata()) == 1]
+    poor = drawn[-1]
+    assert poor.get_ydata()[0] == pytest.approx(bottom if cut else 62.0)
+    assert any("62.00 %" in text.get_text() for text in axes.texts) == cut
 
 
 @pytest.mark.parametrize("number", [1, 2, 12])
