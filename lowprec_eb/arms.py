@@ -185,18 +185,18 @@ class ArmSettings:
         return Retraining.completed(*given, rewind_epoch=self.rewind_epoch)
 
 
-def check_matches(arms: Sequence[ArmSettings]) -> None:
-    """Raise ValueError where an arm is matched to one that is not there, or in the end to itself."""
+def check_matches(arms: Sequence[ArmSettings], key: str = "pipelines") -> None:
+    """Raise ValueError where an arm is matched to one that is not there, or in the end to itself; ``key`` is theirs."""
     by_name = {arm.name: arm for arm in arms}
     for place, arm in enumerate(arms):
         chain = [arm.name]
         while (match := by_name[chain[-1]].match) is not None:
             if match.arm not in by_name:
                 hint = nearest(match.arm, by_name) or f"; there are {', '.join(by_name)}"
-                raise ValueError(f"pipelines.{place}.match.arm: no arm is named {match.arm!r}{hint}")
+                raise ValueError(f"{key}.{place}.match.arm: no arm is named {match.arm!r}{hint}")
             if match.arm in chain:
                 circle = " -> ".join([*chain, match.arm])
-                raise ValueError(f"pipelines.{place}.match.arm: arms are matched in a circle: {circle}")
+                raise ValueError(f"{key}.{place}.match.arm: arms are matched in a circle: {circle}")
             chain.append(match.arm)
 
 

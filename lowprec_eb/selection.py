@@ -53,9 +53,13 @@ def sensitivity(model: nn.Module, groups: Sequence[ChannelGroup], batches: int, 
 
 def sensitivity_costs(model: nn.Module, batches: int, bench: Bench) -> OpCounts:
     """The passes, and |w g| summed over all weights."""
+    return pass_costs(bench.lowered(model), bench.task, batches, training=True) + connection_costs(model)
+
+
+def connection_costs(model: nn.Module) -> OpCounts:
+    """|w g| summed over all weights."""
     weights = sum(p.numel() for p in model.parameters())
-    passes = pass_costs(bench.lowered(model), bench.task, batches, training=True)
-    return passes + element_ops("connection_sensitivity", weights, fp_add=1, fp_mul=1, read_bits=64)
+    return element_ops("connection_sensitivity", weights, fp_add=1, fp_mul=1, read_bits=64)
 
 
 @dataclass(frozen=True, eq=False)

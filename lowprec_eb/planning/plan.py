@@ -6,16 +6,21 @@ take no longer to plan than one. The last batch of an epoch counts as the fracti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import energy_models as em
 from energy_models.footprint import as_range
 from energy_models.ledger import PHASES
+from lowprec_eb.arms import MatchSettings
+from lowprec_eb.matching import nearest_length
 from lowprec_eb.planning.result import Plan, PlannedArm, PlannedPhase, scaled_macs
 from lowprec_eb.planning.settings import PlanArm, PlanSettings
-from lowprec_eb.planning.walk import Stretch, Width, walk
+from lowprec_eb.planning.walk import DENSE, Stretch, Width, walk
 from lowprec_eb.planning.work import ModelWork
+from lowprec_eb.stage_data import StagePhase
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,30 @@ def make_plans(settings: PlanSettings) -> tuple[Plan, ...]:
 
 def _scenarios(arm: PlanArm, work: ModelWork) -> list[list[_Repeated]]:
     epochs = (0,) if work.settings.ticket is None else work.settings.ticket.epochs
-    return [_repeated(walk(arm, work.settings.epochs, emergence), work) for emergence in epochs]
+    return [_walked(arm, emergence, work) for emergence in epochs]
+
+
+def _walked(arm: PlanArm, emergence: int, work: ModelWork) -> list[_Repeated]:
+    settings = work.settings
+    ratio = None if settings.ticket is None else settings.ticket.ratio
+
+    def matched(match: MatchSettings, precision: str) -> int:
+        other = next(other for other in settings.arms if other.name == match.arm)
+        target = _training_macs(_walked(other, emergence, work))
+        epoch = _training_macs(_repeated([Stretch("train", DENSE, precision, 1)], work))
+        return nearest_length(target, lambda epochs: epochs * epoch, 1, settings.epochs)
+
+    return _repeated(walk(arm, settings.epochs, emergence, ratio, matched), work)
+
+
+def _training_macs(repeated: Iterable[_Repeated]) -> float:
+    trained = get_args(StagePhase)
+    return math.fsum(part.unit.total_macs * part.times for part in repeated if part.phase in trained)
 
 
 def _repeated(stretches: Sequence[Stretch], work: ModelWork) -> list[_Repeated]:
-    settings, found = work.settings, []
+    settings = work.settings
+    found: list[_Repeated] = []
     items = settings.samples if settings.tokens is None else settings.tokens
     assert items is not None
     steps = items / work.items_per_sample / settings.batch  # of an epoch
@@ -60,17 +84,27 @@ def _repeated(stretches: Sequence[Stretch], work: ModelWork) -> list[_Repeated]:
     for of in stretches:
         what, devices = (of.width, of.precision, of.epochs), settings.devices
         done = of.epochs * steps * devices
-        if of.cut:
-            found.append(_Repeated("prune", of.width, of.precision, 0, work.cut(), 1, 1))
+        found += _begun(of, work)
         found.append(_Repeated(of.phase, *what, work.train(of.width, of.precision), done, devices))
         if of.penalised:
-            found.append(_Repeated(of.phase, *what, work.penalty(), done, devices))
+            found.append(_Repeated(of.phase, *what, work.penalty(of.width), done, devices))
         if of.detects:
             found.append(_Repeated("detect", *what, work.detection(), of.epochs, 1))
         if passes:
             unit = work.evaluate(of.width, of.precision)
             found.append(_Repeated("eval", *what, unit, of.epochs * passes, devices))
     return found
+
+
+def _begun(of: Stretch, work: ModelWork) -> Iterator[_Repeated]:
+    """What choosing and cutting the channels takes before the first epoch."""
+    if of.cut is None:
+        return
+    if of.seen:
+        devices, what = work.settings.devices, ("search", of.cut, of.precision, 0)
+        yield _Repeated(*what, work.sensitivity(of.cut, of.precision), of.seen * devices, devices)
+        yield _Repeated(*what, work.scoring(of.cut), 1, 1)
+    yield _Repeated("prune", of.width, of.precision, 0, work.cut(of.cut, of.width), 1, 1)
 
 
 # ---- pricing -----------------------------------------------------------------------------------------------------
@@ -89,9 +123,11 @@ def priced(
         for arm in settings.arms
     ]
     units = [part.unit for of in scenarios.values() for repeated in of for part in repeated]
-    widths: set[Width] = {part.width for of in scenarios.values() for repeated in of for part in repeated}
+    widths = {part.width for of in scenarios.values() for repeated in of for part in repeated}
     per_sample = work.samples_per_pass * settings.accumulate
-    forward = {width: work.train(width, "fp32").macs["output"] // per_sample for width in sorted(widths)}
+    forward = {
+        width.name: work.train(width, "fp32").macs["output"] // per_sample for width in sorted(widths, reverse=True)
+    }
     uncounted = tuple(sorted({name for unit in units for name in unit.uncounted}))
     return Plan(settings, profile, work.name, work.parameters, forward, tuple(arms), uncounted)
 
@@ -103,7 +139,7 @@ class _Pricing:
         self._profile, self._settings = profile, settings
         # Work that one device does for a sample (a token) of dense training: what a rate is the speed of.
         items = settings.batch // settings.devices * work.items_per_sample
-        self._macs_per_item = work.train("dense", "fp32").total_macs / items
+        self._macs_per_item = work.train(DENSE, "fp32").total_macs / items
         self._priced: dict[tuple[int, bool], tuple[em.OpCounts, em.ModelledEnergy, em.Range | None]] = {}
 
     def phases(self, arm: PlanArm, repeated: Sequence[_Repeated]) -> tuple[PlannedPhase, ...]:
@@ -125,7 +161,7 @@ class _Pricing:
         time_s = self._time(arm, macs, parts)
         if timed and time_s is not None:
             energy = energy + em.static_energy(self._profile, time_s * self._settings.devices)
-        return PlannedPhase(phase, width, precision, epochs, macs, bit_ops, energy, time_s)
+        return PlannedPhase(phase, width.name, precision, epochs, macs, bit_ops, energy, time_s)
 
     def _rate(self, arm: PlanArm) -> tuple[float, ...] | None:
         return arm.rate or self._settings.rate

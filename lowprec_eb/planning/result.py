@@ -10,7 +10,6 @@ from functools import cached_property
 import energy_models as em
 from energy_models.energy import ZERO
 from lowprec_eb.planning.settings import PlanArm, PlanSettings
-from lowprec_eb.planning.walk import Width
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class PlannedPhase:
     """A phase of an arm at one width and in one precision; ``time_s`` is None where nothing says how fast it is."""
 
     phase: str
-    width: Width
+    width: str
     precision: str
     epochs: int
     macs: int
@@ -111,7 +110,7 @@ class Plan:
     profile: em.HardwareProfile
     model: str
     parameters: int
-    forward_macs: Mapping[Width, int]
+    forward_macs: Mapping[str, int]
     arms: tuple[PlannedArm, ...]
     uncounted: tuple[str, ...]
 

@@ -10,13 +10,18 @@ from typing import Literal
 
 from energy_models.footprint import Footprint, as_range
 from lowprec_eb import strict_config
-from lowprec_eb.arms import ArmSettings
+from lowprec_eb.arms import (
+    ArmSettings,
+    IterativeSettings,
+    MatchSettings,
+    PipelineName,
+    SnipSettings,
+    check_matches,
+)
 from lowprec_eb.precision import Precision, nearest
 from lowprec_eb.precision_settings import PrecisionSettings
 from lowprec_eb.recipes import RECIPES, precision
-
-PlannedPipeline = Literal["full", "network_slimming", "one_shot_ticket", "early_bird", "random_ticket"]
-"""Those whose widths and epochs are known from a ratio and an emergence epoch."""
+from lowprec_eb.retraining import Weights
 
 
 @dataclass(frozen=True)
@@ -35,31 +40,67 @@ class Segment:
 class PlanArm:
     """One way to train: a pipeline of ``lowprec-eb compare`` and its precisions.
 
-    search_precision, weights: as of a comparison's arm. schedule: precisions by epoch in place of ``precision``, over
-    all of the plan's epochs; a search keeps its own, and what is retrained at epoch e goes on with that of epoch e.
-    rate: as the plan's, for this arm.
+    search_precision, weights, rewind_epoch, penalty, ratio, iterative, snip, match: as of a comparison's arm. schedule:
+    precisions by epoch in place of ``precision``, over all of the plan's epochs; a search keeps its own, and what is
+    retrained at epoch e goes on with that of epoch e. rate: as the plan's, for this arm.
+
+    Raises:
+        ValueError: what cannot be, and a pipeline or a match whose cost does not follow from even widths and epochs.
     """
 
     name: str
-    pipeline: PlannedPipeline = "full"
+    pipeline: PipelineName = "full"
     precision: str = "fp32"
     search_precision: str | None = None
-    weights: Literal["inherit", "reinit"] = "inherit"
+    weights: Weights = "inherit"
     schedule: tuple[Segment, ...] = ()
     rate: tuple[float, ...] | None = None
+    ratio: float | None = None
+    rewind_epoch: int | None = None
+    penalty: bool | None = None
+    iterative: IterativeSettings | None = None
+    snip: SnipSettings | None = None
+    match: MatchSettings | None = None
 
     def __post_init__(self) -> None:
         _ = self.arm
+        self._check_foreseeable()
         _check_numbers("rate", self.rate)
         if self.schedule and self.precision != "fp32":
             raise ValueError("give a precision or a schedule, not both")
         if self.schedule and self.searches and self.search_precision is None:
             raise ValueError("search_precision is needed beside a schedule: the schedule is that of the retraining")
 
+    def _check_foreseeable(self) -> None:
+        if self.pipeline == "thinet":
+            raise ValueError(
+                "pipeline: thinet prunes layer by layer, and a plan has networks of even width alone; plan it in a "
+                "file of a comparison, with the key pipelines"
+            )
+        if self.match is not None and self.match.quantity == "energy":
+            raise ValueError(
+                "match.quantity: equal energy is another length under each profile; give flops, or plan it in a file "
+                "of a comparison, with the key pipelines"
+            )
+        if self.schedule and self.pipeline in ("iterative_pruning", "dense_matched"):
+            raise ValueError(f"schedule: {self.pipeline} has epochs of its own; give a precision")
+
     @property
     def arm(self) -> ArmSettings:
         """As a pipeline takes it."""
-        return ArmSettings(self.name, self.pipeline, self.precision, self.search_precision, self.weights)
+        return ArmSettings(
+            self.name,
+            self.pipeline,
+            self.precision,
+            self.search_precision,
+            self.weights,
+            rewind_epoch=self.rewind_epoch,
+            penalty=self.penalty,
+            ratio=self.ratio,
+            iterative=self.iterative,
+            snip=self.snip,
+            match=self.match,
+        )
 
     @property
     def searches(self) -> bool:
@@ -183,8 +224,14 @@ class PlanSettings:
             if arm.schedule and sum(segment.epochs for segment in arm.schedule) != self.epochs:
                 planned = sum(segment.epochs for segment in arm.schedule)
                 raise ValueError(f"arms.{place}.schedule: its epochs sum to {planned}, and the plan has {self.epochs}")
-            if arm.pipeline != "full" and self.ticket is None:
+            if arm.arm.prunes and self.ticket is None:
                 raise ValueError(f"arms.{place}: {arm.pipeline} needs a ticket: give ticket.ratio and ticket.emergence")
+            if self.ticket is not None and (arm.rewind_epoch or 0) > min(self.ticket.emergence):
+                raise ValueError(
+                    f"arms.{place}.rewind_epoch ({arm.rewind_epoch}) must be at most ticket.emergence "
+                    f"({min(self.ticket.emergence)}): a search that has ended has no later state"
+                )
+        check_matches([arm.arm for arm in self.arms], "arms")
         if self.ticket is not None and max(self.ticket.emergence) >= self.epochs:
             raise ValueError(
                 f"ticket.emergence ({max(self.ticket.emergence)}) must be below epochs ({self.epochs}): the ticket is "

@@ -15,15 +15,17 @@ from typer.testing import CliRunner
 import energy_models as em
 from energy_models.footprint import Footprint
 from lowprec_eb import compare
+from lowprec_eb.arms import IterativeSettings, MatchSettings, SnipSettings
 from lowprec_eb.cli import app
 from lowprec_eb.config import load_config
 from lowprec_eb.models import ResNetSettings, VGGSettings, build_model
+from lowprec_eb.pipelines import PIPELINES
 from lowprec_eb.planning import PlanArm, PlanSettings, PlanTicket, load_plan, make_plans
 from lowprec_eb.planning import plan as planning
 from lowprec_eb.planning.files import plans_csv, plans_json
 from lowprec_eb.planning.settings import Evaluation, Segment
 from lowprec_eb.planning.tables import sentences
-from lowprec_eb.planning.walk import Stretch, walk
+from lowprec_eb.planning.walk import DENSE, Stretch, Width, walk
 from lowprec_eb.strict_config import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +51,7 @@ def settings(*arms, **changes):
 
 
 TICKET = PlanTicket(0.4, (3,))
+SMALL = Width(0.6, "ticket")
 
 
 @pytest.fixture(autouse=True)
@@ -62,44 +65,117 @@ def _importable(monkeypatch):
 @pytest.mark.parametrize(
     ("arm", "expected"),
     [
-        (PlanArm("x"), [Stretch("train", "dense", "fp32", 10)]),
+        (PlanArm("x"), [Stretch("train", DENSE, "fp32", 10)]),
         (
             PlanArm("x", "network_slimming", "bf16"),
             [
-                Stretch("train", "dense", "bf16", 10, penalised=True),
-                Stretch("retrain", "ticket", "bf16", 10, cut=True),
+                Stretch("train", DENSE, "bf16", 10, penalised=True),
+                Stretch("retrain", SMALL, "bf16", 10, cut=DENSE),
             ],
         ),
         (
             PlanArm("x", "early_bird", search_precision="bfp8"),
             [
-                Stretch("search", "dense", "bfp8", 3, penalised=True, detects=True),
-                Stretch("retrain", "ticket", "fp32", 7, cut=True),
+                Stretch("search", DENSE, "bfp8", 3, penalised=True, detects=True),
+                Stretch("retrain", SMALL, "fp32", 7, cut=DENSE),
             ],
         ),
         (
             PlanArm("x", "random_ticket", weights="reinit"),
             [
-                Stretch("search", "dense", "fp32", 3, penalised=True, detects=True),
-                Stretch("retrain", "ticket", "fp32", 10, cut=True),
+                Stretch("search", DENSE, "fp32", 3, penalised=True, detects=True),
+                Stretch("retrain", SMALL, "fp32", 10, cut=DENSE),
             ],
         ),
         (
             PlanArm("x", "early_bird", search_precision="bfp8", schedule=(Segment("bfp8", 6), Segment("fp32", 4))),
             [
-                Stretch("search", "dense", "bfp8", 3, penalised=True, detects=True),
-                Stretch("retrain", "ticket", "bfp8", 3, cut=True),
-                Stretch("retrain", "ticket", "fp32", 4),
+                Stretch("search", DENSE, "bfp8", 3, penalised=True, detects=True),
+                Stretch("retrain", SMALL, "bfp8", 3, cut=DENSE),
+                Stretch("retrain", SMALL, "fp32", 4),
             ],
         ),
         (
             PlanArm("x", schedule=(Segment("bfp8", 4), Segment("fp32", 1), Segment("bfp8", 5))),
-            [Stretch("train", "dense", "bfp8", 9), Stretch("train", "dense", "fp32", 1)],
+            [Stretch("train", DENSE, "bfp8", 9), Stretch("train", DENSE, "fp32", 1)],
+        ),
+        (
+            PlanArm("x", "early_bird", weights="rewind", rewind_epoch=2, penalty=True, ratio=0.5),
+            [
+                Stretch("search", DENSE, "fp32", 3, penalised=True, detects=True),
+                Stretch("retrain", Width(0.5, "50 % left"), "fp32", 8, penalised=True, cut=DENSE),
+            ],
+        ),
+        (
+            PlanArm("x", "final_ticket", "bfp8"),
+            [
+                Stretch("search", DENSE, "bfp8", 3, penalised=True, detects=True),
+                Stretch("train", DENSE, "bfp8", 10, penalised=True),
+                Stretch("retrain", SMALL, "bfp8", 7, cut=DENSE),
+            ],
+        ),
+        (
+            PlanArm("x", "iterative_pruning", iterative=IterativeSettings(2, "linear", epochs=4)),
+            [
+                Stretch("train", DENSE, "fp32", 10, penalised=True),
+                Stretch("retrain", Width(0.8, "80 % left"), "fp32", 4, penalised=True, cut=DENSE),
+                Stretch("retrain", SMALL, "fp32", 4, cut=Width(0.8, "80 % left")),
+            ],
+        ),
+        (
+            PlanArm("x", "snip", "bf16", snip=SnipSettings(2)),
+            [Stretch("train", SMALL, "bf16", 10, cut=DENSE, seen=2)],
         ),
     ],
 )
 def test_an_arm_trains_what_its_pipeline_says(arm, expected):
-    assert list(walk(arm, 10, 3)) == expected
+    assert list(walk(arm, 10, 3, 0.4)) == expected
+
+
+def test_every_pipeline_of_a_comparison_can_be_planned_or_says_why_not():
+    with pytest.raises(ValueError, match=r"pipeline: thinet prunes layer by layer.* with the key pipelines"):
+        PlanArm("x", "thinet")
+    match = {"dense_matched": MatchSettings("snip")}
+    arms = [PlanArm(name, name, match=match.get(name)) for name in PIPELINES if name != "thinet"]
+    (plan,) = make_plans(settings(*arms, ticket=TICKET))
+    macs = {arm.name: arm.macs for arm in plan.arms}
+    assert min(macs.values()) > 0 and macs["random_ticket"] == macs["early_bird"] < macs["final_ticket"]
+    snip = next(arm for arm in plan.arms if arm.name == "snip")
+    assert [(phase.phase, phase.width) for phase in snip.phases] == [
+        ("search", "dense"), ("train", "ticket"), ("prune", "ticket")
+    ]  # fmt: skip
+
+
+def test_baselines_agree_with_the_plan_of_a_comparison():
+    config = load_config(ROOT / "configs" / "digits_baselines.yaml")
+    names = "iterative fp32", "SNIP 8 bit", "final ticket fp32", "early-bird FF", "early-bird FF rewound to 1"
+    names += "early-bird FF penalty on", "dense as FF in FLOPs"
+    chosen = tuple(arm for arm in config.pipelines if arm.name in names)
+    compared = compare.plan(replace(config, pipelines=chosen))
+    shared = ("ratio", "rewind_epoch", "penalty", "iterative", "snip", "match")
+    arms = [
+        PlanArm(
+            arm.name,
+            arm.pipeline,
+            arm.precision,
+            arm.search_precision,
+            arm.weights,
+            **{name: getattr(arm, name) for name in shared},
+        )
+        for arm in chosen
+    ]
+    optimizer = f"sgd:momentum={config.training.momentum},weight_decay={config.training.weight_decay}"
+    ticket, of_data = PlanTicket(0.4, (config.ticket.deadline,)), {"samples": compared.splits["train"], "epochs": 30}
+    (plan,) = make_plans(settings(*arms, **of_data, batch=64, optimizer=optimizer, ticket=ticket))
+    trained = ("search", "train", "retrain")
+    for planned, outcome in zip(plan.arms, compared.outcomes, strict=True):
+        rows = [row for row in compared.charged_rows(outcome) if row.key.phase in trained]
+        macs = sum(row.total_macs for row in rows)
+        own = sum(phase.macs for phase in planned.phases if phase.phase in trained)
+        assert own == macs, planned.name
+        energy = math.fsum(row.modelled.nominal_j for row in rows)
+        own_j = math.fsum(planned.phases_j[name].nominal for name in trained if name in planned.phases_j)
+        assert own_j == pytest.approx(energy, rel=0.01), planned.name
 
 
 def test_a_plan_agrees_with_the_plan_of_a_comparison():
@@ -229,6 +305,19 @@ def test_footprint_stands_in_the_files():
         ("ticket.emergence=[95]", "must be below epochs"),
         ("ticket=null", "needs a ticket"),
         ("arms.7.schedule=[{precision: bfp8, epochs: 3}]", "sum to 3, and the plan has 90"),
+        ("arms.4.pipeline=thinet", "pipeline: thinet prunes layer by layer"),
+        ("arms.4.pipeline=thinnet", "did you mean 'thinet'|thinet"),
+        ("arms.1={name: m, pipeline: dense_matched, match: {arm: early-bird LL, quantity: energy}}", "match.quantity"),
+        (
+            "arms.1={name: m, pipeline: dense_matched, match: {arm: early}}",
+            r"arms.1.match.arm: no arm is named 'early'",
+        ),
+        ("arms.1={name: m, pipeline: dense_matched}", "needs match"),
+        ("arms.4={name: r, pipeline: early_bird, weights: rewind, rewind_epoch: 9}", r"arms.4.rewind_epoch \(9\)"),
+        (
+            "arms.4={name: r, pipeline: iterative_pruning, schedule: [{precision: bfp8, epochs: 90}]}",
+            "epochs of its own",
+        ),
         ("rate=[3, 2]", "rate must be one number"),
         ("footprint={price: [0.2]}", "price and currency"),
     ],
