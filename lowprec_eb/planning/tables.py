@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import chain
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +13,7 @@ import energy_models as em
 from energy_models.units import share_text, si_text
 from energy_models.views import missing_text
 from lowprec_eb.planning.result import Plan, PlannedArm, PlannedPhase
+from lowprec_eb.report.table_style import fitted, new_table
 from lowprec_eb.report.units import Scale, ratio_text, three_digits
 
 _J_PER_KWH = 3.6e6
@@ -25,8 +25,9 @@ def print_plan(plan: Plan, console: Console) -> None:
     """Print both tables of one profile, and what they say."""
     console.print(Text(heading(plan), style="bold"))
     for table in (energy_table(plan), work_table(plan), phase_table(plan)):
-        console.print(table)
-        console.print()
+        for part in fitted(table, console):
+            console.print(part)
+            console.print()
     for line in sentences(plan):
         console.print(Text(f"- {line}"))
 
@@ -42,7 +43,9 @@ def heading(plan: Plan) -> str:
 
 def energy_table(plan: Plan) -> Table:
     """One row an arm: energy, its ratio to the first arm's, and components."""
-    table = _table("Modelled energy", "Components are nominal. A ratio's range is over what both arms have in common.")
+    table = new_table(
+        "Modelled energy", "Components are nominal. A ratio's range is over what both arms have in common."
+    )
     scale = Scale.of(arm.energy_j.nominal for arm in plan.arms)
     unit, components = f"[{scale.prefix}J]", list(dict.fromkeys(chain(*(arm.components_j for arm in plan.arms))))
     table.add_column("arm", overflow="fold")
@@ -59,7 +62,7 @@ def energy_table(plan: Plan) -> Table:
 
 def work_table(plan: Plan) -> Table:
     """One row an arm: MACs, bit-ops, kilowatt-hours, time, CO2e and cost."""
-    table = _table("Work and what it comes to", "In brackets low and high.")
+    table = new_table("Work and what it comes to", "In brackets low and high.")
     footprint = plan.settings.footprint
     headings = ["MACs", "bit-ops", "energy [kWh]", "time"]
     headings += ["CO2e"] if footprint is not None and footprint.carbon_intensity is not None else []
@@ -88,7 +91,7 @@ def _footprint_texts(plan: Plan, arm: PlannedArm) -> Iterator[str]:
 
 def phase_table(plan: Plan) -> Table:
     """One row for each phase of an arm, at one width and in one precision."""
-    table = _table("Phases", "Share: of the arm's nominal energy. Epochs, MACs and time are nominal.")
+    table = new_table("Phases", "Share: of the arm's nominal energy. Epochs, MACs and time are nominal.")
     for text in ("arm", "phase", "width", "precision"):
         table.add_column(text, overflow="fold")
     for text in ("epochs", "MACs", "energy", "low - high", "share", "time"):
@@ -107,12 +110,6 @@ def _phase_cells(arm: str, phase: PlannedPhase, whole: float) -> tuple[str, ...]
     share = share_text(energy.nominal_j, whole)
     time = "-" if phase.time_s is None else _seconds_text(phase.time_s.nominal)
     return (arm, phase.phase, phase.width, phase.precision, *numbers, share, time)
-
-
-def _table(title: str, caption: str) -> Table:
-    return Table(
-        title=Text(title), caption=Text(caption), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left"
-    )
 
 
 # ---- sentences ---------------------------------------------------------------------------------------------------
