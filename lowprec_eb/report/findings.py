@@ -74,7 +74,13 @@ def find(comparison: Comparison) -> Findings:
         baselines=baselines,
         tests=tuple(_adjusted(tests)),
         savings=tuple(saving for base in baselines for saving in split_savings(arms, base, level)),
-        sweeps=tuple(_sweep(group, base, level) for group in ratio_sweeps(arms) for base in baselines),
+        # A baseline is as accurate as itself at its own ratio, which says nothing.
+        sweeps=tuple(
+            _sweep(group, base, level)
+            for group in ratio_sweeps(arms)
+            for base in baselines
+            if base.arm not in [arm.arm for arm in group]
+        ),
     )
 
 

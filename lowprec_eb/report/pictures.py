@@ -173,13 +173,13 @@ def _no_accuracy(comparison: Comparison, arm: ArmSummary) -> bool:
 
 
 def mask_distance(comparison: Comparison) -> Figure:
-    """Distance between the masks of every two epochs, a panel for each recorded run of the first seed, three a row."""
+    """Distance between the masks of every two epochs, a panel for each recorded run of the first seed, in rows."""
     seed = comparison.mask_histories[0].seed
     histories = [history for history in comparison.mask_histories if history.seed == seed]
     distances = [mask_distances(history.masks) for history in histories]
     largest = max(float(matrix.max()) for matrix in distances) or 1.0
-    columns = min(len(histories), _PANELS_A_ROW)
-    rows = math.ceil(len(histories) / columns)
+    rows = math.ceil(len(histories) / _PANELS_A_ROW)
+    columns = math.ceil(len(histories) / rows)
     figure = new_figure(1.7 + 4.8 * columns, 0.6 + 5.0 * rows)
     figure.set_layout_engine("compressed")  # square panels leave gaps otherwise
     grid = figure.add_gridspec(rows, columns)

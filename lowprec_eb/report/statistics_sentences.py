@@ -236,9 +236,10 @@ def _sweep(sweep: SweepResult) -> str:
         + (f"without seed {', '.join(map(str, result.lost))} it is not reached" if result.lost else "one seed")
         + ")"
     )
+    run = "" if result.ratio in sweep.ratios else "; interpolated, so no arm was run there"
     return (
         f"{start}{ratio_text(result.of_baseline)} of its energy{seeds}, at a ratio of {result.ratio:.3f}, where the "
-        f"mean accuracy is its {100 * result.target:.2f} %; interpolated, so no arm was run there."
+        f"mean accuracy is its {100 * result.target:.2f} %{run}."
     )
 
 

@@ -312,6 +312,19 @@ def test_a_sweep_that_does_not_reach_the_baseline_says_on_which_side(tmp_path: P
         assert (entry["reached"], entry["side"]) == (False, side)
 
 
+def test_a_baseline_is_no_reference_for_its_own_sweep() -> None:
+    comparison = with_ratio(built(FULL, *SWEEP, baselines=("full", "ff 50")), **RATIOS)
+    assert [sweep.baseline for sweep in find(comparison).sweeps] == ["full"]
+
+
+def test_what_was_run_is_not_called_interpolated() -> None:
+    same = ("full", *FULL[1:5], SWEEP[2][5])
+    comparison = with_ratio(built(same, *SWEEP), **RATIOS)
+    assert find(comparison).sweeps[0].result.ratio == 0.5
+    assert "interpolated" not in said(comparison, "Energy at the accuracy of full")
+    assert "interpolated" in said(with_ratio(built(FULL, *SWEEP), **RATIOS), "Energy at the accuracy of full")
+
+
 def test_two_arms_of_one_ratio_are_no_sweep() -> None:
     comparison = with_ratio(built(FULL, *SWEEP), **{**RATIOS, "ff 50": 0.3})
     assert find(comparison).sweeps[0].result is None

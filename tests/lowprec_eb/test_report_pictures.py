@@ -160,13 +160,13 @@ def test_mask_distances_of_the_first_seed_share_one_scale_and_mark_the_ticket(co
     assert not axes.lines
 
 
-def test_mask_distances_of_a_sweep_stand_three_a_row_under_their_own_labels(comparison: Comparison) -> None:
+def test_mask_distances_of_a_sweep_stand_in_rows_under_their_own_labels(comparison: Comparison) -> None:
     history = comparison.mask_histories[0]
-    labels = [f"fp32, ratio {ratio:g}" for ratio in (0.1, 0.3, 0.5, 0.7)]
+    labels = [f"fp32, ratio {ratio:g}" for ratio in (0.1, 0.2, 0.3, 0.5, 0.7)]
     sweep = replace(comparison, mask_histories=tuple(replace(history, label=label) for label in labels))
     figure = mask_distance(sweep)
     FigureCanvasAgg(figure).draw()
-    panels = figure.axes[:4]
+    panels = figure.axes[:5]
     assert [axes.get_title().splitlines()[0] for axes in panels] == labels
     boxes = [axes.get_window_extent() for axes in panels]
     assert boxes[0].y0 == pytest.approx(boxes[2].y0) and boxes[3].y1 < boxes[0].y0
