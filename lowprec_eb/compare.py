@@ -19,7 +19,7 @@ from lowprec_eb.config import Config
 from lowprec_eb.lab import Lab, TrainingLab
 from lowprec_eb.outcome import DivergedOutcome, Outcome
 from lowprec_eb.pipelines import PIPELINES
-from lowprec_eb.planning_lab import PlanningLab
+from lowprec_eb.planning_lab import Planned, PlanningLab
 from lowprec_eb.progress import ArmObserver, CompareObserver
 from lowprec_eb.report import Comparison, MaskHistory
 from lowprec_eb.stage_data import StageDiverged, StageResult
@@ -107,11 +107,13 @@ def plan(config: Config, task: Task | None = None) -> Comparison:
     task = load_task(config.task, config.device) if task is None else task
     profile, seed = load_profile(config.profile), config.seeds[0]
     labs: dict[tuple[bool, float | None], Lab] = {}
+    planned = Planned()
 
     def lab_of(arm: ArmSettings) -> Lab:
         key = (arm.averaging, arm.ratio)
         if key not in labs:
-            labs[key] = PlanningLab(config.lab.of_arm(arm), task, profile, seed, others=_others(config, lab_of))
+            others = _others(config, lab_of)
+            labs[key] = PlanningLab(config.lab.of_arm(arm), task, profile, seed, planned, others)
         return labs[key]
 
     return gather(config, [_result(lab_of(arm), arm) for arm in config.pipelines], task)
