@@ -99,10 +99,11 @@ def run_arm(config: Config, out: Path, seed: int, arm: ArmSettings, observer: Co
     return result
 
 
-def plan(config: Config, task: Task | None = None) -> Comparison:
+def plan(config: Config, task: Task | None = None, begins: Callable[[str], None] | None = None) -> Comparison:
     """Predict MACs and modelled energy of every arm for one seed, without training; its accuracies are NaN.
 
-    ``task``: in place of the data of the settings, such as their sizes alone.
+    ``task``: in place of the data of the settings, such as their sizes alone. ``begins``: told the name of each arm
+    before it is counted.
     """
     task = load_task(config.task, config.device) if task is None else task
     profile, seed = load_profile(config.profile), config.seeds[0]
@@ -116,7 +117,12 @@ def plan(config: Config, task: Task | None = None) -> Comparison:
             labs[key] = PlanningLab(config.lab.of_arm(arm), task, profile, seed, planned, others)
         return labs[key]
 
-    return gather(config, [_result(lab_of(arm), arm) for arm in config.pipelines], task)
+    results = []
+    for arm in config.pipelines:
+        if begins is not None:
+            begins(arm.name)
+        results.append(_result(lab_of(arm), arm))
+    return gather(config, results, task)
 
 
 def _others(config: Config, lab_of: Callable[[ArmSettings], Lab]) -> Callable[[str], Sequence[StageResult]]:

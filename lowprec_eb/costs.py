@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -182,9 +182,7 @@ def _batch_costs(
     return found
 
 
-def optimizer_costs(
-    model: nn.Module, optimizer: LowPrecisionOptimizer, counts: BatchCounts | None = None
-) -> OpCounts:
+def optimizer_costs(model: nn.Module, optimizer: LowPrecisionOptimizer, counts: BatchCounts | None = None) -> OpCounts:
     """One step over the trainable parameters, with the quantizers of gradient, update, state and master copy."""
     step = (counts or BatchCounts()).of_step(optimizer, model)
     if optimizer.gradient_scale == 1:

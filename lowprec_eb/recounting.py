@@ -150,9 +150,7 @@ class Recounting:
             passed |= {part.within(name): of for name, of in inside.items() if part.owns(part.within(name))}
         return _Counted(form, counts, passed)
 
-    def _alone(
-        self, part: _Part, model: nn.Module, form: Form, first: _Passed
-    ) -> tuple[OpCounts, dict[str, _Passed]]:
+    def _alone(self, part: _Part, model: nn.Module, form: Form, first: _Passed) -> tuple[OpCounts, dict[str, _Passed]]:
         """The rows of a part by itself, and what passes its modules; equal parts are counted once."""
         key = (_shape(part, form), replace(first, given=()))
         if key not in self._parts:
