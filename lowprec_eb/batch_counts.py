@@ -32,7 +32,7 @@ class BatchCounts:
         form = form_of(model, training=training)
         key = images, training, tuple(form.items())
         if key not in self._known:
-            structure = images, training, tuple((name, own[:2]) for name, own in form.items())
+            structure = images, training, tuple((name, own[1]) for name, own in form.items())
             recounting = self._recountings.setdefault(structure, Recounting(images, training, _cross_entropy))
             self._known[key] = recounting.of(model, form)
         return self._known[key]

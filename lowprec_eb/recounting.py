@@ -211,7 +211,7 @@ def _kind(part: _Part, form: Form, known: _Counted) -> Hashable:
 
 
 def _spliced(counts: OpCounts, rows: OpCounts, part: _Part) -> OpCounts | None:
-    """``counts`` with the rows of ``part`` replaced; None: there are others than before."""
+    """``counts`` with the rows of ``part`` replaced; None: where they belong is not clear."""
     gemms = _replaced(counts.gemms, rows.gemms, part)
     ops = _replaced(counts.element_ops, rows.element_ops, part)
     return None if gemms is None or ops is None else replace(counts, gemms=gemms, element_ops=ops)
@@ -219,17 +219,16 @@ def _spliced(counts: OpCounts, rows: OpCounts, part: _Part) -> OpCounts | None:
 
 def _replaced(rows: tuple[_Row, ...], alone: tuple[_Row, ...], part: _Part) -> tuple[_Row, ...] | None:
     named = [replace(row, layer=part.within(row.layer)) for row in alone if row.layer != _LOSS]
-    places = [place for place, row in enumerate(rows) if part.owns(row.layer)]
-    if [_title(rows[place]) for place in places] != [_title(row) for row in named]:
-        return None
     found = list(rows)
-    for place, row in zip(places, named, strict=True):
-        found[place] = row
+    for direction in ("backward", "forward"):  # the last first: it moves
+        places = [place for place, row in enumerate(rows) if part.owns(row.layer) and row.part == direction]
+        new = [row for row in named if row.part == direction]
+        if not places and not new:
+            continue
+        if not places or places[-1] - places[0] + 1 != len(places):
+            return None
+        found[places[0] : places[-1] + 1] = new
     return tuple(found)
-
-
-def _title(row: Gemm | ElementOps) -> tuple[str, str, str]:
-    return row.layer, row.gemm if isinstance(row, Gemm) else row.kind, row.part
 
 
 def _at_any_weights(counts: OpCounts) -> OpCounts:
