@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -32,7 +32,11 @@ _ANY_RATE = 0.5  # neither 0 nor 1, which would save a multiplication in the one
 
 
 def count_optimizer(
-    optimizer: Optimizer, formats: FormatOf | None = None, *, model: nn.Module | None = None
+    optimizer: Optimizer,
+    formats: FormatOf | None = None,
+    *,
+    model: nn.Module | None = None,
+    known: MutableMapping[Any, Any] | None = None,
 ) -> OpCounts:
     """Counts one step over all trainable parameters, in the part "optimizer": a late step, with all state there.
 
@@ -50,6 +54,7 @@ def count_optimizer(
             formatted update is read back once more. Left out, an optimizer that knows the formats itself is asked
             (`stored_format(parameter, operand)` of the optimizer, around another one called `inner`).
         model: where the parameters' names come from; else the optimizer's own names, else their places.
+        known: what was found for other parameters, of optimizers with the same settings; it is read and added to.
 
     The optimizer, its parameters, gradients and state stay as they are; its hooks are not called.
 
@@ -57,7 +62,7 @@ def count_optimizer(
         ValueError: LBFGS, which evaluates the model inside its step; sparse gradients, whose work depends on the batch;
             a step that depends on values, or that touches other tensors than the optimizer's parameters.
     """
-    steps = _Steps(optimizer, model)
+    steps = _Steps(optimizer, model, known)
     asked = steps.own_formats if formats is None else lambda place, operand: formats(place.name, operand)
     total = [_counts(place, step, asked) for place, step in steps.all()]
     return OpCounts(
@@ -99,7 +104,9 @@ class _Work:
 class _Steps:
     """The steps of an optimizer; equal parameters of a group are traced once."""
 
-    def __init__(self, optimizer: Optimizer, model: nn.Module | None) -> None:
+    def __init__(
+        self, optimizer: Optimizer, model: nn.Module | None, known: MutableMapping[Any, Any] | None = None
+    ) -> None:
         self.own_formats: Callable[[_Place, str], NumberFormat | None] = lambda place, operand: None
         stored_format = getattr(optimizer, "stored_format", None)
         if stored_format is not None:
@@ -112,7 +119,7 @@ class _Steps:
         self._real = {storage_id(p) for p in parameters} | {
             storage_id(p.grad) for p in parameters if p.grad is not None
         }
-        self._known: dict[Any, _Work] = {}
+        self._known: MutableMapping[Any, _Work] = {} if known is None else known
 
     def all(self) -> list[tuple[_Place, _Work]]:
         with counting(), torch.random.fork_rng(devices=[]):

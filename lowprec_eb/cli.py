@@ -18,7 +18,7 @@ from lowprec_eb.formats import NAMED, as_format
 from lowprec_eb.ledger_command import app as ledger_app
 from lowprec_eb.plan_command import estimate
 from lowprec_eb.profiles_command import profiles
-from lowprec_eb.progress import CompareProgress
+from lowprec_eb.progress import CompareProgress, PlanProgress
 from lowprec_eb.report import print_plan, print_report, write_report
 from lowprec_eb.report.format_pictures import write_format_picture
 from lowprec_eb.report.format_tables import print_sheets
@@ -76,7 +76,9 @@ def compare(
         loaded = load_config(config, [*overrides, *(settings or [])])
         prepare_data(loaded.task)
         if dry_run:
-            print_plan(plan(loaded), console, seeds=len(loaded.seeds))
+            with PlanProgress(console, len(loaded.pipelines)) as progress:
+                planned = plan(loaded, begins=progress.begin)
+            print_plan(planned, console, seeds=len(loaded.seeds))
         else:
             _run(loaded, out, console)
 

@@ -19,7 +19,7 @@ from lowprec_eb.config import Config
 from lowprec_eb.lab import Lab, TrainingLab
 from lowprec_eb.outcome import DivergedOutcome, Outcome
 from lowprec_eb.pipelines import PIPELINES
-from lowprec_eb.planning_lab import PlanningLab
+from lowprec_eb.planning_lab import Planned, PlanningLab
 from lowprec_eb.progress import ArmObserver, CompareObserver
 from lowprec_eb.report import Comparison, MaskHistory
 from lowprec_eb.stage_data import StageDiverged, StageResult
@@ -99,22 +99,30 @@ def run_arm(config: Config, out: Path, seed: int, arm: ArmSettings, observer: Co
     return result
 
 
-def plan(config: Config, task: Task | None = None) -> Comparison:
+def plan(config: Config, task: Task | None = None, begins: Callable[[str], None] | None = None) -> Comparison:
     """Predict MACs and modelled energy of every arm for one seed, without training; its accuracies are NaN.
 
-    ``task``: in place of the data of the settings, such as their sizes alone.
+    ``task``: in place of the data of the settings, such as their sizes alone. ``begins``: told the name of each arm
+    before it is counted.
     """
     task = load_task(config.task, config.device) if task is None else task
     profile, seed = load_profile(config.profile), config.seeds[0]
     labs: dict[tuple[bool, float | None], Lab] = {}
+    planned = Planned()
 
     def lab_of(arm: ArmSettings) -> Lab:
         key = (arm.averaging, arm.ratio)
         if key not in labs:
-            labs[key] = PlanningLab(config.lab.of_arm(arm), task, profile, seed, others=_others(config, lab_of))
+            others = _others(config, lab_of)
+            labs[key] = PlanningLab(config.lab.of_arm(arm), task, profile, seed, planned, others)
         return labs[key]
 
-    return gather(config, [_result(lab_of(arm), arm) for arm in config.pipelines], task)
+    results = []
+    for arm in config.pipelines:
+        if begins is not None:
+            begins(arm.name)
+        results.append(_result(lab_of(arm), arm))
+    return gather(config, results, task)
 
 
 def _others(config: Config, lab_of: Callable[[ArmSettings], Lab]) -> Callable[[str], Sequence[StageResult]]:

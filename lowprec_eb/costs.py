@@ -8,22 +8,18 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from energy_models import (
     FP32,
     ElementOps,
     MeasuredEnergy,
     OpCounts,
-    Operand,
-    Zeros,
-    count,
-    count_optimizer,
     element_ops,
     optimizer_state,
 )
 from energy_models.counts import quantizer_ops
 from lowprec_eb.averaging import StatisticsPass, WeightAverage
+from lowprec_eb.batch_counts import BatchCounts
 from lowprec_eb.formats import Format
 from lowprec_eb.optim import GROUP_OPTION, LowPrecisionOptimizer
 from lowprec_eb.stability import StabilitySettings
@@ -76,34 +72,45 @@ def epoch_costs(
     average: WeightAverage | None = None,
     stability: StabilitySettings | None = None,
     device: str = "cpu",
+    counts: BatchCounts | None = None,
 ) -> EpochCosts:
-    """Count the operations of ``model`` as it stands: its widths, its lowering, its frozen parameters."""
-    step = optimizer_costs(model, optimizer)
+    """Count the operations of ``model`` as it stands: its widths, its lowering, its frozen parameters.
+
+    ``counts``: of models like this one, with the same optimizer; what is known there is not counted again.
+    """
+    counts = counts or BatchCounts()
+    step = optimizer_costs(model, optimizer, counts)
     if sparsity:
         step = step + sparsity_costs(model)
     if stability is not None:
         step = step + stability_costs(model, optimizer, stability, device)
-    train = _batch_costs(model, task, task.batch_sizes("train"), step)
+    train = _batch_costs(model, task, task.batch_sizes("train"), step, counts)
     return EpochCosts(
         train=summed(train, task.batch_sizes("train")),
         train_batch=train,
         detect=detector_costs(model, detector, torch.zeros(2, *task.input_shape))
         if detector is not None
         else OpCounts(),
-        **_evaluation_costs(model, task),
-        average=None if average is None else average_costs(average, model, optimizer, task),
+        **_evaluation_costs(model, task, counts),
+        average=None if average is None else average_costs(average, model, optimizer, task, counts),
     )
 
 
 def average_costs(
-    average: WeightAverage, model: nn.Module, optimizer: LowPrecisionOptimizer, task: Task
+    average: WeightAverage,
+    model: nn.Module,
+    optimizer: LowPrecisionOptimizer,
+    task: Task,
+    counts: BatchCounts | None = None,
 ) -> AverageCosts:
     """What averaging the weights of ``model`` takes, the averaged model at its own precision."""
-    passed, sizes = StatisticsPass(average.model), task.batch_sizes("train")
+    passed, sizes, counts = StatisticsPass(average.model), task.batch_sizes("train"), counts or BatchCounts()
     return AverageCosts(
         update=average_update_costs(average, model, optimizer),
-        statistics=summed(_batch_costs(passed, task, sizes, None), sizes) if average.has_statistics else OpCounts(),
-        **_evaluation_costs(average.model, task),
+        statistics=summed(_batch_costs(passed, task, sizes, None, counts), sizes)
+        if average.has_statistics
+        else OpCounts(),
+        **_evaluation_costs(average.model, task, counts),
     )
 
 
@@ -127,10 +134,10 @@ def _stored_bits(shape: torch.Size, fmt: Format | None) -> int:
     return FP32.bits * math.prod(shape) if fmt is None else fmt.storage_bits(shape)
 
 
-def _evaluation_costs(model: nn.Module, task: Task) -> dict[str, OpCounts]:
+def _evaluation_costs(model: nn.Module, task: Task, counts: BatchCounts) -> dict[str, OpCounts]:
     """One pass over each held-out split, in inference; most of their batches are of the same size."""
     validate, test = task.batch_sizes("validation"), task.batch_sizes("test")
-    of_batch = _batch_costs(model, task, {*validate, *test}, None)
+    of_batch = _batch_costs(model, task, {*validate, *test}, None, counts)
     return {"validate": summed(of_batch, validate), "test": summed(of_batch, test)}
 
 
@@ -139,10 +146,13 @@ def summed(of_batch: Mapping[int, OpCounts], times: Mapping[int, int]) -> OpCoun
     return sum((of_batch[size] * number for size, number in times.items()), OpCounts())
 
 
-def pass_costs(model: nn.Module, task: Task, batches: int, *, training: bool) -> OpCounts:
+def pass_costs(
+    model: nn.Module, task: Task, batches: int, *, training: bool, counts: BatchCounts | None = None
+) -> OpCounts:
     """The first ``batches`` of a training epoch, forward, and backward in ``training``, without an optimizer's step."""
     sizes = leading_sizes(task, batches)
-    return summed(_batch_costs(model, task, sizes, OpCounts() if training else None), sizes)
+    of_batch = _batch_costs(model, task, sizes, OpCounts() if training else None, counts or BatchCounts())
+    return summed(of_batch, sizes)
 
 
 def leading_sizes(task: Task, batches: int) -> dict[int, int]:
@@ -161,33 +171,20 @@ def leading_sizes(task: Task, batches: int) -> dict[int, int]:
     return found
 
 
-def _batch_costs(model: nn.Module, task: Task, sizes: Iterable[int], step: OpCounts | None) -> dict[int, OpCounts]:
+def _batch_costs(
+    model: nn.Module, task: Task, sizes: Iterable[int], step: OpCounts | None, counts: BatchCounts
+) -> dict[int, OpCounts]:
     """One batch of each size; with the costs of an optimizer ``step`` it is a training step."""
     found = {}
     for size in sizes:
-        images = torch.zeros(size, *task.input_shape)
-        of_batch = _at_any_weights(count(model, images, training=step is not None, loss=_cross_entropy))
+        of_batch = counts.of(model, (size, *task.input_shape), training=step is not None)
         found[size] = of_batch if step is None else of_batch + step
     return found
 
 
-def _at_any_weights(counts: OpCounts) -> OpCounts:
-    """Without the zeros that the weights have at this moment: the next step has others, and so has a resumed run."""
-    gemms = tuple(replace(g, a=_all_elements(g.a), b=_all_elements(g.b), zeros=Zeros()) for g in counts.gemms)
-    return replace(counts, gemms=gemms)
-
-
-def _all_elements(operand: Operand) -> Operand:
-    return operand if operand.is_sparse else replace(operand, nonzeros=None)
-
-
-def _cross_entropy(logits: Tensor) -> Tensor:
-    return F.cross_entropy(logits, torch.zeros(logits.shape[0], dtype=torch.int64, device=logits.device))
-
-
-def optimizer_costs(model: nn.Module, optimizer: LowPrecisionOptimizer) -> OpCounts:
+def optimizer_costs(model: nn.Module, optimizer: LowPrecisionOptimizer, counts: BatchCounts | None = None) -> OpCounts:
     """One step over the trainable parameters, with the quantizers of gradient, update, state and master copy."""
-    step = count_optimizer(optimizer, model=model)
+    step = (counts or BatchCounts()).of_step(optimizer, model)
     if optimizer.gradient_scale == 1:
         return step
     rounded = [p for group in optimizer.param_groups if group.get(GROUP_OPTION, True) for p in group["params"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 from energy_models import OpCounts
+from lowprec_eb.batch_counts import BatchCounts
 from lowprec_eb.costs import epoch_costs
 from lowprec_eb.lowering import lower
 from lowprec_eb.optim import LowPrecisionOptimizer
@@ -15,9 +16,14 @@ from lowprec_eb.tasks import Task
 
 
 class Forecast:
-    """Counts an epoch of ``stage``, which begins with ``start``, once; a search is taken to last to its deadline."""
+    """Counts an epoch of ``stage``, which begins with ``start``, once; a search is taken to last to its deadline.
 
-    def __init__(self, stage: Stage, start: Start, recipe: Precision, task: Task) -> None:
+    ``counts``: of other stages, whose training has the same optimizer.
+    """
+
+    def __init__(
+        self, stage: Stage, start: Start, recipe: Precision, task: Task, counts: BatchCounts | None = None
+    ) -> None:
         self.start, self.recipe, self.task = start, recipe, task
         self.model = copy.deepcopy(start.model)
         lower(self.model, recipe)
@@ -32,6 +38,7 @@ class Forecast:
             stability=stage.training.stability,
             device=stage.device,
             average=None if averaging is None else averaging.average,
+            counts=counts,
         )
 
     def by_phase(self, stage: Stage) -> dict[str, OpCounts]:

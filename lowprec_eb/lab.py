@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ from lowprec_eb.tickets import (
 )
 from lowprec_eb.tickets.masks import Masks
 from lowprec_eb.tickets.members import ChannelGroup
-from lowprec_eb.tickets.reconstruction import covered
+from lowprec_eb.tickets.reconstruction import Covered, covered
 from lowprec_eb.train import TrainSettings
 from lowprec_eb.versions import software_fingerprint
 
@@ -203,7 +204,7 @@ class Lab(ABC):
         Raises:
             ValueError: they are too few for that, or there are none.
         """
-        found = covered(self._dense, self.example, self.tickets.groups)
+        found = self._covered(self._dense)
         channels = sum(found.widths[name] for name in found.readers)
         rate = self.tickets.ratio * sum(found.widths.values()) / max(1, channels)
         if rate >= 1:
@@ -216,7 +217,7 @@ class Lab(ABC):
     ) -> tuple[Start, Ticket]:
         """Prune the channels of ``group`` that what reads them notices least, and rescale the others: the smaller model
         with what that took, and the ticket. ``epoch``: epochs trained until then."""
-        found = covered(start.model, self.example, self.tickets.groups, only=group)
+        found = self._covered(start.model, only=group)
         number, rate = list(self.reconstructable).index(group), self.reconstructable[group]
         layer = Layer.of(group, found.readers[group], found.widths[group], rate, number)
         mask, model, expense = self._reconstruct(start.model, layer, how, self._bench(precision))
@@ -224,22 +225,29 @@ class Lab(ABC):
         key = f"{start.key}/rescaled by {how.batches} batches, {how.positions} positions"
         return self.prune(replace(start, key=key, model=model).charged(expense), ticket), ticket
 
+    def _covered(self, model: nn.Module, only: str | None = None) -> Covered:
+        return covered(model, self.example, self.tickets.groups, only)
+
     def _bench(self, precision: str) -> Bench:
         return Bench(self.task, self.recipe(precision), self.settings.device, self.seed)
 
     def prune(self, start: Start, ticket: Ticket) -> Start:
         """The smaller model with the momentum of the surviving channels; its cost goes to the stage that begins so."""
         with measure(self.settings.device) as measured:
-            compaction = plan_compaction(start.model, ticket, self.example)
-            small = compaction.apply(start.model)
-        momentum = start.optimizer_state
+            small, momentum = self._cut(start, ticket)
         costs = ranking_costs(ticket.channels_total) + copy_costs(small)
         return replace(
             start.charged(Expense("prune", costs, measured)),
             key=f"{start.key}/pruned/{ticket.fingerprint}",
             model=small,
-            optimizer_state=None if momentum is None else compaction.optimizer_state(start.model, momentum),
+            optimizer_state=momentum,
         )
+
+    def _cut(self, start: Start, ticket: Ticket) -> tuple[nn.Module, Mapping[str, Any] | None]:
+        """The smaller model, and the optimizer's state for it."""
+        compaction, momentum = plan_compaction(start.model, ticket, self.example), start.optimizer_state
+        state = None if momentum is None else compaction.optimizer_state(start.model, momentum)
+        return compaction.apply(start.model), state
 
     # Beginning and ending ------------------------------------------------------------------------------------------
 
@@ -264,12 +272,15 @@ class Lab(ABC):
         def stage_of(epochs: int) -> Stage:
             return self._stage(start, "train", recipe, 0.0, False, None, self.schedule(epochs))
 
-        forecast = Forecast(stage_of(usual.epochs), start, recipe, self.task)
+        forecast = self._forecast(stage_of(usual.epochs), start, recipe)
 
         def cost(epochs: int) -> float:
             return foreseen(forecast.by_phase(stage_of(epochs)), match.quantity, self.profile)
 
         return nearest_length(target, cost, usual.shortest, usual.epochs), target
+
+    def _forecast(self, stage: Stage, start: Start, recipe: Precision) -> Forecast:
+        return Forecast(stage, start, recipe, self.task)
 
     def outcome(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -16,11 +17,20 @@ from lowprec_eb.checkpoints import write_text
 from lowprec_eb.compare import plan as plan_comparison
 from lowprec_eb.config import load_config
 from lowprec_eb.planning import load_plan, make_plans
-from lowprec_eb.planning.bookkept import bookkept, bookkept_sentences, bookkept_table, published_size
+from lowprec_eb.planning.bookkept import (
+    bookkept,
+    bookkept_csv,
+    bookkept_json,
+    bookkept_sentences,
+    bookkept_table,
+    published_size,
+)
 from lowprec_eb.planning.files import plans_csv, plans_json
 from lowprec_eb.planning.picture import plan_picture
 from lowprec_eb.planning.settings import PlanSettings
 from lowprec_eb.planning.tables import print_plan
+from lowprec_eb.progress import PlanProgress
+from lowprec_eb.report import plan_csv, plan_json
 from lowprec_eb.report import print_plan as print_comparison_plan
 from lowprec_eb.report.figures import save_picture
 from lowprec_eb.strict_config import top_keys
@@ -46,9 +56,9 @@ def estimate(
         typer.Option(help="Of a comparison: charge as this paper does, beside what it prints."),
     ] = None,
     json: Annotated[
-        Path | None, typer.Option("--json", help="Of a plan: write settings, arms and phases to this file.")
+        Path | None, typer.Option("--json", help="Write arms, and what they rest on, to this file.")
     ] = None,
-    csv: Annotated[Path | None, typer.Option("--csv", help="Of a plan: write a line for each arm and profile.")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write a line for each arm (and profile).")] = None,
     plot: Annotated[bool, typer.Option("--plot", help="Of a plan: draw the energy of each arm.")] = False,
     out: Annotated[Path, typer.Option(help="PNG file of --plot, or a folder for it.")] = Path(),
 ) -> None:
@@ -59,9 +69,9 @@ def estimate(
     console = new_console()
     with explained(console):
         if "pipelines" in top_keys(config):
-            if plot or json is not None or csv is not None:
-                raise ValueError(f"{config}: is a comparison; --json, --csv and --plot are for plan files")
-            _estimate_comparison(config, settings or [], bookkeeping, console)
+            if plot:
+                raise ValueError(f"{config}: is a comparison; --plot is for plan files")
+            _estimate_comparison(config, settings or [], bookkeeping, json, csv, console)
             return
         if bookkeeping is not None:
             raise ValueError(
@@ -70,16 +80,41 @@ def estimate(
         _estimate_plan(load_plan(config, settings or ()), json, csv, out if plot else None, console)
 
 
-def _estimate_comparison(path: Path, settings: list[str], bookkeeping: Bookkeeping | None, console: Console) -> None:
+def _estimate_comparison(
+    path: Path,
+    settings: list[str],
+    bookkeeping: Bookkeeping | None,
+    json: Path | None,
+    csv: Path | None,
+    console: Console,
+) -> None:
     config = load_config(path, settings)
     if bookkeeping is None:
-        comparison = plan_comparison(config, sized_task(config.task, published_size(config)))
-        print_comparison_plan(comparison, console, seeds=len(config.seeds))
-        return
-    book = bookkept(config)
-    console.print(bookkept_table(book))
-    for line in bookkept_sentences(book):
-        console.print(Text(f"- {line}"))
+        task, seeds = sized_task(config.task, published_size(config)), len(config.seeds)
+        with PlanProgress(console, len(config.pipelines)) as progress:
+            comparison = plan_comparison(config, task, progress.begin)
+        print_comparison_plan(comparison, console, seeds=seeds)
+        texts = {json: lambda: plan_json(comparison, seeds=seeds), csv: lambda: plan_csv(comparison)}
+    else:
+        book = bookkept(config)
+        console.print(bookkept_table(book))
+        for line in bookkept_sentences(book):
+            console.print(Text(f"- {line}"))
+        texts = {json: lambda: bookkept_json(book), csv: lambda: bookkept_csv(book)}
+    _say_written(_written(texts), console)
+
+
+def _written(texts: Mapping[Path | None, Callable[[], str]]) -> list[Path]:
+    """Those of the files that were asked for."""
+    paths = {path: text for path, text in texts.items() if path is not None}
+    for path, text in paths.items():
+        write_text(path, text())
+    return list(paths)
+
+
+def _say_written(files: Sequence[Path], console: Console) -> None:
+    for path in files:
+        console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _estimate_plan(
@@ -91,16 +126,11 @@ def _estimate_plan(
     for plan in plans:
         print_plan(plan, console)
     console.print(Text(f"- planned in {seconds:.2f} s"))
-    written = []
-    for path, text in ((json, plans_json), (csv, plans_csv)):
-        if path is not None:
-            write_text(path, text(plans))
-            written.append(path)
+    written = _written({json: lambda: plans_json(plans), csv: lambda: plans_csv(plans)})
     if picture is not None:
         name = re.sub(r"[^A-Za-z0-9_.-]+", "_", loaded.name)
         picture = picture if picture.suffix == ".png" else picture / f"{name}.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         save_picture(plan_picture(plans), picture)
         written.append(picture)
-    for path in written:
-        console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+    _say_written(written, console)

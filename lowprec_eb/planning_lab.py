@@ -2,29 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from energy_models import LedgerKey, LedgerRow, OpCounts, estimate
+from energy_models import HardwareProfile, LedgerKey, LedgerRow, OpCounts, estimate
 from lowprec_eb.arms import ThinetSettings
+from lowprec_eb.batch_counts import BatchCounts
 from lowprec_eb.forecast import Forecast
 from lowprec_eb.lab import Lab
+from lowprec_eb.lab_settings import LabSettings
+from lowprec_eb.planned_cuts import PlannedCuts
 from lowprec_eb.precision import Precision
 from lowprec_eb.selection import Bench, Layer, reconstruction_costs, sensitivity_costs
 from lowprec_eb.stage_data import Expense, Stage, StageResult, Start
+from lowprec_eb.tasks import Task
 from lowprec_eb.tickets import Ticket, keep_uniform, scoring
 from lowprec_eb.tickets.masks import Masks
 from lowprec_eb.tickets.members import ChannelGroup
+from lowprec_eb.tickets.reconstruction import Covered
+
+
+class Planned:
+    """What the labs of one plan have in common: their arms share stages, models and what a batch costs those."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, StageResult] = {}
+        self.counts = BatchCounts()
+        self.cuts: PlannedCuts | None = None
 
 
 class PlanningLab(Lab):
-    """Predicts. A ticket is assumed at the deadline (the latest it can come) with the ratio in every layer."""
+    """Predicts. A ticket is assumed at the deadline (the latest it can come) with the ratio in every layer.
+
+    ``planned``: by other labs of the same plan, with other ratios or without averaging.
+    """
+
+    def __init__(
+        self,
+        settings: LabSettings,
+        task: Task,
+        profile: HardwareProfile,
+        seed: int,
+        planned: Planned | None = None,
+        others: Callable[[str], Sequence[StageResult]] | None = None,
+    ) -> None:
+        super().__init__(settings, task, profile, seed, others)
+        self.planned = planned or Planned()
+        self.finished = self.planned.stages
+
+    @property
+    def _cuts(self) -> PlannedCuts | None:
+        """None with coupled groups, whose names depend on what was cut before."""
+        if self.tickets.groups == "coupled":
+            return None
+        if self.planned.cuts is None:
+            self.planned.cuts = PlannedCuts(self._dense, self.example)
+        return self.planned.cuts
 
     def _run(self, stage: Stage, start: Start, recipe: Precision) -> StageResult:
-        by_phase = Forecast(stage, start, recipe, self.task).by_phase(stage)
+        by_phase = self._forecast(stage, start, recipe).by_phase(stage)
         state = replace(start, key=f"stage/{stage.key}", epoch=stage.epochs.stop, expenses={})
         ticket = self._expected(start.model, stage.epochs.stop, recipe.name) if stage.detector else None
         kept = {epoch: replace(state, key=f"{state.key}/epoch {epoch}", epoch=epoch) for epoch in stage.keep}
@@ -33,7 +73,17 @@ class PlanningLab(Lab):
         return StageResult(stage.key, state, ticket, 0, nan, nan, None, rows, kept=kept)
 
     def _bench(self, precision: str) -> Bench:
-        return replace(super()._bench(precision), device="cpu")  # a plan for a GPU is made without one
+        # A plan for a GPU is made without one, and needs no values.
+        return replace(super()._bench(precision), device="meta", counts=self.planned.counts)
+
+    def _forecast(self, stage: Stage, start: Start, recipe: Precision) -> Forecast:
+        return Forecast(stage, start, recipe, self.task, self.planned.counts)
+
+    def _covered(self, model: nn.Module, only: str | None = None) -> Covered:
+        return super()._covered(model, only) if self._cuts is None else self._cuts.covered(model)
+
+    def _cut(self, start: Start, ticket: Ticket) -> tuple[nn.Module, Mapping[str, Any] | None]:
+        return super()._cut(start, ticket) if self._cuts is None else (self._cuts.cut(start.model, ticket), None)
 
     def _expected(self, model: nn.Module, epoch: int, precision: str) -> Ticket:
         masks, groups = self._largest(model, self.tickets.ratio)

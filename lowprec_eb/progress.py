@@ -83,6 +83,20 @@ class StageProgress(_Bars):
             self.console.print(now, highlight=False, markup=False)
 
 
+class PlanProgress(_Bars):
+    """Which arm of a plan is counted; nothing where the output is no terminal."""
+
+    def __init__(self, console: Console, arms: int) -> None:
+        super().__init__(console)
+        self.arms, self.done = arms, 0
+        self.task = self.bar.add_task("counting", total=arms, now="")
+
+    def begin(self, arm: str) -> None:
+        """``arm`` is next, and those before it are done."""
+        self.bar.update(self.task, completed=self.done, now=f"{self.done + 1} of {self.arms}: {arm}")
+        self.done += 1
+
+
 class CompareProgress(_Bars):
     """Which arm of which seed runs, with its epoch, loss, accuracy, mask distance and modelled energy so far."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import cast
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from energy_models import OpCounts, element_ops, measure
+from lowprec_eb.batch_counts import BatchCounts
 from lowprec_eb.costs import leading_sizes, pass_costs
 from lowprec_eb.lowering import lower
 from lowprec_eb.precision import Precision
@@ -26,12 +27,16 @@ from lowprec_eb.tickets.scores import Connection, Scores
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """What all looks have in common: the data, the precision that a model computes in, the device and the seed."""
+    """What all looks have in common: the data, the precision that a model computes in, the device and the seed.
+
+    counts: of the models that are looked at, so far.
+    """
 
     task: Task
     recipe: Precision
     device: str
     seed: int
+    counts: BatchCounts = field(default_factory=BatchCounts)
 
     def lowered(self, model: nn.Module) -> nn.Module:
         """A copy that computes as in training."""
@@ -53,7 +58,8 @@ def sensitivity(model: nn.Module, groups: Sequence[ChannelGroup], batches: int, 
 
 def sensitivity_costs(model: nn.Module, batches: int, bench: Bench) -> OpCounts:
     """The passes, and |w g| summed over all weights."""
-    return pass_costs(bench.lowered(model), bench.task, batches, training=True) + connection_costs(model)
+    passes = pass_costs(bench.lowered(model), bench.task, batches, training=True, counts=bench.counts)
+    return passes + connection_costs(model)
 
 
 def connection_costs(model: nn.Module) -> OpCounts:
@@ -117,7 +123,7 @@ def reconstruction_costs(model: nn.Module, layer: Layer, batches: int, positions
     products = sum(sample_products(module, images * positions, layer.channels, layer.kept) for module in reading)
     weights = sum(p.numel() for module in reading for name, p in module.named_parameters() if name == "weight")
     return (
-        pass_costs(bench.lowered(model).eval(), bench.task, batches, training=False)
+        pass_costs(bench.lowered(model).eval(), bench.task, batches, training=False, counts=bench.counts)
         + element_ops("reconstruction", products, fp_add=1, fp_mul=1, read_bits=64)
         + element_ops("rescale", weights, fp_mul=1, read_bits=32, write_bits=32)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -16,6 +17,7 @@ from lowprec_eb.config import Config
 from lowprec_eb.published import LABELS, Interval, Method, charge, early_bird_paper, fitted, method_of, training_flops
 from lowprec_eb.published import Table as PublishedTable
 from lowprec_eb.published.consistency import Fit
+from lowprec_eb.report.plan_files import SCHEMA, csv_text, json_text
 from lowprec_eb.report.table_style import add_columns, new_table
 from lowprec_eb.tasks import DataSize, sized_task
 
@@ -124,6 +126,45 @@ def _told(fit: Fit, epochs: int) -> str:
     if fit.emergence is not None:
         found = f"e = {fit.emergence * epochs:.1f} epochs, {found}"
     return f"{found}, {fit.told}"
+
+
+# ---- for files ---------------------------------------------------------------------------------------------------
+
+
+def bookkept_csv(book: Bookkept) -> str:
+    """One line an arm; an empty cell where there is no number."""
+    return csv_text([_line(arm) for arm in book.arms])
+
+
+def bookkept_json(book: Bookkept) -> str:
+    """The arms, and what their numbers rest on."""
+    tree = {
+        "schema": SCHEMA,
+        "name": book.name,
+        "bookkeeping": "early_bird",
+        "published_table": None if book.published is None else book.published.title,
+        "forward_macs": book.forward_macs,
+        "images": book.images,
+        "epochs": book.epochs,
+        "arms": [_line(arm) for arm in book.arms],
+        "sentences": list(bookkept_sentences(book)),
+    }
+    return json_text(tree)
+
+
+def _line(arm: BookkeptArm) -> dict[str, Any]:
+    """``difference`` is a share of the published cell's middle; ``fitted`` says what the prediction took from there."""
+    return {
+        "arm": arm.arm,
+        "method": arm.method,
+        "ratio": arm.ratio,
+        "training_flops": arm.flops,
+        "published_low_flops": None if arm.published is None else arm.published.low,
+        "published_high_flops": None if arm.published is None else arm.published.high,
+        "difference": arm.difference,
+        "fitted": arm.fit or None,
+        "note": arm.why or None,
+    }
 
 
 # ---- for people --------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from lowprec_eb.report.footprint_table import footprint_sentence, footprint_tabl
 from lowprec_eb.report.overrides import with_statistics
 from lowprec_eb.report.paper_table import PaperTable, build_paper_table, paper_lines, paper_table
 from lowprec_eb.report.pictures import missing_pictures, write_pictures
+from lowprec_eb.report.plan_files import plan_csv, plan_json
 from lowprec_eb.report.sentences import sentences
 from lowprec_eb.report.statistics_table import findings_csv, sweeps_csv
 from lowprec_eb.report.summary import ArmSummary, Comparison, MaskHistory, SeedSummary, Spread, summarise
@@ -42,6 +43,8 @@ __all__ = [
     "missing_pictures",
     "paper_lines",
     "paper_table",
+    "plan_csv",
+    "plan_json",
     "print_paper_table",
     "print_plan",
     "print_report",

@@ -39,7 +39,7 @@ TABLE_WIDTH = 150  # both tables fit
 _COMPONENTS = ("compute_j", "memory_j", "other_j")
 _RATIO_HEADINGS = ("of full fp32\n(low-high)", "of slimming fp32\n(low-high)")
 _MARK = "\N{DAGGER}"
-_DESCRIBED = ("arm", "pipeline", "search_precision", "precision", "weights", "averaging", "ratio")
+DESCRIBED = ("arm", "pipeline", "search_precision", "precision", "weights", "averaging", "ratio")
 _ENDS = ("low", "nominal", "high")
 
 
@@ -218,19 +218,20 @@ def _flat(arm: ArmSummary) -> dict[str, Any]:
         "tickets_on_time": ";".join(
             "" if seed.ticket is None else str(seed.ticket.on_time).lower() for seed in arm.seeds
         ),
-        **_number_cells(arm),
-        **_ratio_cells(arm, "vs_full"),
-        **_ratio_cells(arm, "vs_slimming"),
+        **number_cells(arm),
+        **ratio_cells(arm, "vs_full"),
+        **ratio_cells(arm, "vs_slimming"),
     }
 
 
 def _flat_lost(outcomes: Sequence[DivergedOutcome]) -> dict[str, Any]:
     first = outcomes[0]
-    described = {name: getattr(first, name) for name in _DESCRIBED}
+    described = {name: getattr(first, name) for name in DESCRIBED}
     return described | {"diverged_seeds": ";".join(str(outcome.seed) for outcome in outcomes)}
 
 
-def _number_cells(summary: ArmSummary | SeedSummary) -> dict[str, Any]:
+def number_cells(summary: ArmSummary | SeedSummary) -> dict[str, Any]:
+    """Work and energy, by column; units in the names."""
     by_phase = {
         f"energy_{phase}_nominal_j": summary.energy_by_phase.get(phase, ModelledEnergy.zero()).nominal_j
         for phase in PHASES
@@ -259,7 +260,8 @@ def _spread_cells(name: str, spread: Spread) -> dict[str, float | None]:
     return {f"{name}_mean": spread.mean, f"{name}_std": spread.std}
 
 
-def _ratio_cells(arm: ArmSummary, name: str) -> dict[str, float | None]:
+def ratio_cells(arm: ArmSummary, name: str) -> dict[str, float | None]:
+    """The ends of a ratio of energies, ``name`` being ``"vs_full"`` or ``"vs_slimming"``; None: no such arm."""
     ratio = getattr(arm, name)
     return {f"energy_{name}_{end}": ratio and getattr(ratio, end) for end in _ENDS}
 
@@ -289,6 +291,6 @@ def _seed_tree(seed: SeedSummary, footprint: Footprint | None) -> dict[str, Any]
         "validation_accuracy": seed.validation_accuracy,
         "best_epoch": seed.best_epoch,
         "ticket": seed.ticket and dataclasses.asdict(seed.ticket),
-        **_number_cells(seed),
+        **number_cells(seed),
         **footprint_cells(seed, footprint),
     }

@@ -144,7 +144,7 @@ def compaction_of(graph: ChannelGraph, model: nn.Module, ticket: Ticket, removed
         kept,
         _selections(graph, model, removed),
         _norm_counts(graph, model, removed) | _head_counts(graph, model, removed),
-        _zeroed(graph, ticket, removed),
+        zeroed(graph, ticket, removed),
     )
 
 
@@ -184,8 +184,8 @@ def _head_counts(graph: ChannelGraph, model: nn.Module, removed: NDArray[np.bool
     return found
 
 
-def _zeroed(graph: ChannelGraph, ticket: Ticket, removed: NDArray[np.bool_]) -> dict[str, int]:
-    """Channels that are dropped and stay."""
+def zeroed(graph: ChannelGraph, ticket: Ticket, removed: NDArray[np.bool_]) -> dict[str, int]:
+    """By group, how many channels ``ticket`` drops that stay where the atoms ``removed`` (atoms,) go."""
     stays = {(site.module, str(site.unit)): ~removed[site.atoms] for site in graph.sites if site.side == "out"}
     found = {}
     for name, mask in ticket.masks.items():

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lowprec_eb.tickets.calls import Inputs
-from lowprec_eb.tickets.compaction import plan_compaction
+from lowprec_eb.tickets.compaction import zeroed
 from lowprec_eb.tickets.graph import BATCH_NORMS
 from lowprec_eb.tickets.groups import channel_groups
 from lowprec_eb.tickets.members import ChannelGroup, Member
 from lowprec_eb.tickets.score_settings import Grouping
+from lowprec_eb.tickets.shrinking import Shrinking
 from lowprec_eb.tickets.ticket import Ticket
 
 Samples = NDArray[np.float64]  # (samples, channels): what each channel adds to an output; their sum is that output
@@ -40,7 +41,7 @@ class Covered:
 
     def ticket(self, group: str, mask: Tensor, ratio: float, epoch: int, precision: str | None) -> Ticket:
         """The ticket that drops channels of one group alone."""
-        masks = {name: torch.ones(width, dtype=torch.bool) for name, width in self.widths.items()} | {group: mask}
+        masks = everything(self.widths) | {group: mask}
         return Ticket(masks, ratio, epoch, precision=precision, groups=self.groups)
 
 
@@ -53,16 +54,40 @@ def covered(model: nn.Module, example_inputs: Inputs, grouping: Grouping, only: 
     coupled = grouping == "coupled"
     groups = channel_groups(model, example_inputs, coupled)
     found = Covered({}, {}, tuple(groups) if coupled else None, {group.name: group.channels for group in groups})
-    readers, left_out = {}, {}
-    for group in groups if only is None else [group for group in groups if group.name == only]:
-        readers[group.name], why = _readers(model, group)
-        half = found.ticket(group.name, torch.arange(group.channels) % 2 == 0, 0.5, 0, None)
-        if why is None and plan_compaction(model, half, example_inputs).zeroed:
-            why = "other layers write to its channels, too"
-        if why is not None:
-            left_out[group.name] = why
-            del readers[group.name]
-    return replace(found, readers=readers, left_out=left_out)
+    looked_at = [group for group in groups if only in (None, group.name)]
+    reading = {group.name: _readers(model, group) for group in looked_at}
+    left_out = {name: why for name, (_, why) in reading.items() if why is not None}
+    staying = _staying(model, found, [name for name in reading if name not in left_out], example_inputs)
+    left_out |= dict.fromkeys(staying, "other layers write to its channels, too")
+    readers = {name: of for name, (of, _) in reading.items() if name not in left_out}
+    return replace(found, readers=readers, left_out={name: left_out[name] for name in reading if name in left_out})
+
+
+def _staying(model: nn.Module, found: Covered, names: Sequence[str], example_inputs: Inputs) -> list[str]:
+    """Those of the groups ``names`` of which dropped channels stay in the model, when each loses half of its own.
+
+    One look at all groups that should lose theirs tells whether they do; the others are looked at one by one.
+    """
+    if not names:
+        return []
+    shrinking = Shrinking(model, example_inputs, found.groups)
+    halves = {name: torch.arange(found.widths[name]) % 2 == 0 for name in names}
+    alone = {name: found.ticket(name, half, 0.5, 0, None) for name, half in halves.items()}
+    expected = {name: shrinking.removed(ticket.masks) for name, ticket in alone.items()}
+    going = [name for name in names if not zeroed(shrinking.graph, alone[name], expected[name])]
+    together = shrinking.observe({**everything(found.widths), **{name: halves[name] for name in going}})
+    if not all(together[expected[name]].all() for name in going):
+        going = []
+    return [name for name in names if name not in going and _stays(shrinking, alone[name])]
+
+
+def _stays(shrinking: Shrinking, ticket: Ticket) -> bool:
+    return bool(zeroed(shrinking.graph, ticket, shrinking.observe(ticket.masks)))
+
+
+def everything(widths: Mapping[str, int]) -> dict[str, Tensor]:
+    """Masks that keep all channels."""
+    return {name: torch.ones(width, dtype=torch.bool) for name, width in widths.items()}
 
 
 def _readers(model: nn.Module, group: ChannelGroup) -> tuple[tuple[Member, ...], str | None]:

@@ -45,7 +45,7 @@ def test_evaluation_is_forward_only_and_counts_every_image():
 def test_each_configuration_is_counted_once(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        lowprec_eb.costs, "count", lambda m, x, training, loss: seen.append((training, len(x))) or OpCounts()
+        lowprec_eb.recounting, "count", lambda m, x, training, loss: seen.append((training, len(x))) or OpCounts()
     )
     costs("fp32")
     assert len(seen) == len(set(seen)) == 2 + 3  # a full batch of either kind, and the last ones

@@ -1,14 +1,20 @@
 """The paper's experiments as configurations, and `lowprec-eb estimate` of comparisons without their data."""
 
+import csv
+import io
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from lowprec_eb import compare
 from lowprec_eb.cli import app
 from lowprec_eb.config import load_config
 from lowprec_eb.planning.bookkept import bookkept, bookkept_sentences, published_size
+from lowprec_eb.progress import PlanProgress
 from lowprec_eb.published import early_bird_paper, method_of
 from lowprec_eb.tasks import DataSize, TaskSettings, make_task, sized_task
 
@@ -63,6 +69,11 @@ def test_a_config_is_its_table(path):
     assert ("dense", None) in named
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_float32_is_float32_on_a_gpu(path):
+    assert load_config(path).training.tf32 is False
+
+
 @pytest.mark.parametrize("path", [p for p in CONFIGS if "cifar" in p.stem], ids=lambda path: path.stem)
 def test_low_precision_is_averaged_from_epoch_140_and_the_rest_is_not(path):
     config = load_config(path)
@@ -87,6 +98,13 @@ def test_published_flops_are_reproduced_within_three_per_cent(name):
         for arm in arms:
             assert abs(arm.difference) < 0.03
             assert bool(arm.fit) == (method not in ("dense", "snip", "lt"))
+
+
+def test_flops_of_other_models_are_not_published():
+    for name in ("preresnet101_cifar10", "preresnet101_cifar100", "resnet50_imagenet"):
+        book = bookkept(load_config(ROOT / "configs" / "paper" / f"{name}.yaml"))
+        assert {arm.method for arm in book.arms if arm.flops is not None} <= {"dense", "snip", "lt"}
+        assert not [arm for arm in book.arms if arm.published is not None or arm.fit]
 
 
 def test_what_the_table_does_not_determine_has_no_number():
@@ -141,6 +159,60 @@ def test_a_plan_needs_no_data(tmp_path):
         assert bills[0] == bills[1]
 
 
+def test_a_plan_is_written_with_units(tmp_path):
+    table, tree = tmp_path / "plan.csv", tmp_path / "plan.json"
+    result, text = estimate(tiny(tmp_path), "--csv", table, "--json", tree)
+    assert result.exit_code == 0, text
+    planned = compare.plan(load_config(tiny(tmp_path)))
+    lines, arms = list(csv.DictReader(table.open())), json.loads(tree.read_text())["arms"]
+    assert [line["arm"] for line in lines] == [arm["arm"] for arm in arms] == ["full", "SNIP", "FF", "bf16"]
+    for line, arm, outcome in zip(lines, arms, planned.outcomes, strict=True):
+        rows = planned.charged_rows(outcome)
+        assert float(line["energy_nominal_j"]) == arm["energy_nominal_j"]
+        assert arm["energy_nominal_j"] == pytest.approx(sum(row.modelled.nominal_j for row in rows))
+        training = sum(row.total_macs for row in rows if row.key.phase in ("search", "train", "retrain"))
+        assert arm["training_macs"] == training
+        assert not {"measured_j", "duration_s", "test_accuracy_mean"} & arm.keys()
+    assert [arm["ticket_epoch"] for arm in arms] == [None, 0, 2, None]
+
+
+def test_bookkeeping_is_written_with_units(tmp_path):
+    table, tree = tmp_path / "book.csv", tmp_path / "book.json"
+    path = ROOT / "configs/paper/vgg16_cifar10.yaml"
+    result, text = estimate(path, "--bookkeeping", "early_bird", "--csv", table, "--json", tree)
+    assert result.exit_code == 0, text
+    lines, written = list(csv.DictReader(table.open())), json.loads(tree.read_text())
+    for line, arm, found in zip(lines, written["arms"], bookkept(load_config(path)).arms, strict=True):
+        assert (line["arm"], arm["training_flops"], arm["difference"]) == (found.arm, found.flops, found.difference)
+    assert written["arms"][0]["published_low_flops"] == 301.5 * 5e13
+    assert written["forward_macs"] == 313201664
+
+
+def test_a_plan_tells_which_arm_is_next(tmp_path):
+    told = []
+    compare.plan(load_config(tiny(tmp_path)), begins=told.append)
+    assert told == ["full", "SNIP", "FF", "bf16"]
+    out = io.StringIO()
+    with PlanProgress(Console(file=out, force_terminal=True, width=120, _environ={}), 2) as progress:
+        progress.begin("dense")
+        progress.begin("FF")
+    assert "2 of 2: FF" in out.getvalue()
+
+
+def test_arms_of_a_plan_share_stages_and_cost_what_they_cost_alone(tmp_path):
+    arms = ("a, pipeline: thinet, ratio: 0.3", "b, pipeline: thinet, ratio: 0.5", "c, pipeline: snip, ratio: 0.5")
+    listed = ", ".join(f"{{name: {arm}}}" for arm in arms)
+    config = load_config(tiny(tmp_path), [f"pipelines=[{listed}]"])
+    plan = compare.plan(config)
+    for arm, together in zip(config.pipelines, plan.outcomes, strict=True):
+        alone = compare.plan(replace(config, pipelines=(arm,)))
+        (outcome,) = alone.outcomes
+        assert outcome.forward_macs == together.forward_macs
+        rows = (alone.charged_rows(outcome), plan.charged_rows(together))
+        assert [row.modelled for row in rows[0]] == [row.modelled for row in rows[1]]
+    assert plan.outcomes[0].stages[0] == plan.outcomes[1].stages[0]
+
+
 def test_a_plan_for_a_gpu_needs_none(tmp_path):
     result, text = estimate(tiny(tmp_path, "cuda"))
     assert result.exit_code == 0, text
@@ -157,9 +229,9 @@ def test_image_folders_have_the_size_of_the_published_table_or_none():
 
 
 def test_options_of_the_other_kind_of_file_are_refused(tmp_path):
-    result, text = estimate(tiny(tmp_path), "--csv", tmp_path / "x.csv")
+    result, text = estimate(tiny(tmp_path), "--plot")
     assert result.exit_code != 0
-    assert "are for plan files" in text
+    assert "is for plan files" in text
     result, text = estimate(ROOT / "configs/plans/resnet50_imagenet.yaml", "--bookkeeping", "early_bird")
     assert result.exit_code != 0
     assert "is for comparisons" in text
