@@ -16,7 +16,7 @@ from energy_models import LedgerRow, load_profile
 from lowprec_eb.arms import ArmSettings
 from lowprec_eb.checkpoints import write_text
 from lowprec_eb.config import Config
-from lowprec_eb.lab import Lab, TrainingLab
+from lowprec_eb.lab import Lab
 from lowprec_eb.outcome import DivergedOutcome, Outcome
 from lowprec_eb.pipelines import PIPELINES
 from lowprec_eb.planning_lab import Planned, PlanningLab
@@ -26,6 +26,7 @@ from lowprec_eb.stage_data import StageDiverged, StageResult
 from lowprec_eb.strict_config import ConfigError, read_plain, to_plain
 from lowprec_eb.tasks import Task, TaskSettings, VisionTask, make_task
 from lowprec_eb.tickets import ScoreHistory, keep_largest
+from lowprec_eb.training_lab import TrainingLab
 from lowprec_eb.versions import versions
 
 CONFIG_FILE = "config.json"

@@ -11,7 +11,6 @@ import torch
 
 from energy_models import load_profile
 from lowprec_eb.checkpoints import write_text
-from lowprec_eb.lab import TrainingLab
 from lowprec_eb.lab_settings import LabSettings
 from lowprec_eb.models import ModelSettings, VGGSettings
 from lowprec_eb.stage_data import Progress, StageResult
@@ -19,6 +18,7 @@ from lowprec_eb.strict_config import digest
 from lowprec_eb.tasks import TaskSettings, make_task
 from lowprec_eb.tickets import ScoreHistory, TicketSettings
 from lowprec_eb.train import TrainSettings
+from lowprec_eb.training_lab import TrainingLab
 from lowprec_eb.versions import versions
 
 _SCORES, _RUN = "scores.safetensors", "run.json"

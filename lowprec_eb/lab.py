@@ -1,8 +1,8 @@
 """The lab: what a pipeline works with.
 
-Pipelines are written against :class:`Lab` and read like their papers' algorithm boxes. :class:`TrainingLab` trains and
-keeps finished stages, so pipelines that share one reuse it; :class:`lowprec_eb.planning_lab.PlanningLab` walks the same
-pipelines without training and predicts what they would cost.
+Pipelines are written against :class:`Lab` and read like their papers' algorithm boxes.
+:class:`lowprec_eb.training_lab.TrainingLab` trains and keeps finished stages, so pipelines that share one reuse it;
+:class:`lowprec_eb.planning_lab.PlanningLab` walks the same pipelines without training and predicts what they cost.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,9 +29,8 @@ from lowprec_eb.precision import Precision
 from lowprec_eb.quantize.random_bits import derive_seed
 from lowprec_eb.recipes import precision as named_precision
 from lowprec_eb.retraining import Retraining
-from lowprec_eb.selection import Bench, Layer, reconstruct, sensitivity
-from lowprec_eb.stage import StageRun
-from lowprec_eb.stage_data import Expense, Progress, Stage, StagePhase, StageResult, Start
+from lowprec_eb.selection import Bench, Layer
+from lowprec_eb.stage_data import Expense, Stage, StagePhase, StageResult, Start
 from lowprec_eb.strict_config import digest
 from lowprec_eb.tasks import Task
 from lowprec_eb.tickets import (
@@ -40,7 +38,6 @@ from lowprec_eb.tickets import (
     Ticket,
     batch_norms,
     channel_groups,
-    keep_largest,
     keep_random,
     plan_compaction,
     scoring,
@@ -365,44 +362,6 @@ class Lab(ABC):
             keep=self.settings.rewind_epochs if detect else (),
             retraining=retraining,
         )
-
-
-class TrainingLab(Lab):
-    """Trains. Stages live in ``store/<hash>``: a finished one is read, an unfinished one goes on."""
-
-    def __init__(
-        self,
-        settings: LabSettings,
-        task: Task,
-        profile: HardwareProfile,
-        seed: int,
-        store: Path,
-        run: str,
-        progress: Progress | None = None,
-        others: Callable[[str], Sequence[StageResult]] | None = None,
-    ) -> None:
-        super().__init__(settings, task, profile, seed, others)
-        self.store, self.run, self.progress = store, run, progress
-
-    def _run(self, stage: Stage, start: Start, recipe: Precision) -> StageResult:
-        folder = self.store / stage.key
-        run = StageRun(stage, start, self.task, recipe, self.profile, folder, self.run, raise_to=self._raise_to)
-        return run.complete(self.progress)
-
-    def _largest(self, model: nn.Module, ratio: float) -> tuple[Masks, Sequence[ChannelGroup] | None]:
-        groups, scorer = scoring(model, self.tickets.scoring, self.example, self.seed)
-        return keep_largest(scorer(model), ratio), groups
-
-    def _sensitive(
-        self, model: nn.Module, groups: Sequence[ChannelGroup], batches: int, bench: Bench
-    ) -> tuple[Masks, Expense]:
-        scores, expense = sensitivity(model, groups, batches, bench)
-        return keep_largest(scores, self.tickets.ratio), expense
-
-    def _reconstruct(
-        self, model: nn.Module, layer: Layer, how: ThinetSettings, bench: Bench
-    ) -> tuple[Tensor, nn.Module, Expense]:
-        return reconstruct(model, layer, how.batches, how.positions, bench)
 
 
 def _summary(ticket: Ticket, searched: StageResult | None) -> TicketSummary:

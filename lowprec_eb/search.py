@@ -16,7 +16,6 @@ from energy_models import load_profile, totals
 from lowprec_eb import checkpoints
 from lowprec_eb.compare import load_task
 from lowprec_eb.config import Config
-from lowprec_eb.lab import TrainingLab
 from lowprec_eb.report.detector_pictures import detector_curves
 from lowprec_eb.report.figures import save_picture
 from lowprec_eb.report.ticket_pictures import widths_picture
@@ -25,6 +24,7 @@ from lowprec_eb.strict_config import to_plain
 from lowprec_eb.tickets import DrawnTicket, EarlyBird, Replay, replay
 from lowprec_eb.tickets.savings import Savings
 from lowprec_eb.tickets.step_times import StepTimes
+from lowprec_eb.training_lab import TrainingLab
 from lowprec_eb.versions import versions
 
 TICKET_FILE, MODEL_FILE, RESULT_FILE = "ticket.safetensors", "model.safetensors", "result.json"

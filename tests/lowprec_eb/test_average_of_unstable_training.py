@@ -15,13 +15,13 @@ from lowprec_eb import stage as stage_module
 from lowprec_eb.arms import ArmSettings
 from lowprec_eb.averaging import AveragingSettings
 from lowprec_eb.compare import gather, plan, run_arm
-from lowprec_eb.lab import TrainingLab
 from lowprec_eb.precision_settings import PrecisionSettings, RoundedSettings
 from lowprec_eb.report import summarise, write_report
 from lowprec_eb.stability import StabilitySettings
 from lowprec_eb.stage_average import StageAverage
 from lowprec_eb.stage_data import StageDiverged
 from lowprec_eb.tasks import Batch, make_task
+from lowprec_eb.training_lab import TrainingLab
 
 EPOCH, STEP, STEPS = 2, 1, 4  # the poisoned step; steps of an epoch, 32 examples in three of them and 24 in the last
 EACH = AveragingSettings("swalp", start=0.4, unit="step")  # every step of epochs 2, 3 and 4 of 5

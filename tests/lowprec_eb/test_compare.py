@@ -21,11 +21,11 @@ from lowprec_eb.arms import ArmSettings
 from lowprec_eb.cli import app
 from lowprec_eb.compare import gather, plan, run_arm
 from lowprec_eb.config import load_config
-from lowprec_eb.lab import TrainingLab
 from lowprec_eb.pipelines import PIPELINES
 from lowprec_eb.report import summarise
 from lowprec_eb.tasks import make_task
 from lowprec_eb.tickets import TicketSettings
+from lowprec_eb.training_lab import TrainingLab
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,9 +8,9 @@ import torch
 
 from energy_models import load_profile
 from lowprec_eb import execution
-from lowprec_eb.lab import TrainingLab
 from lowprec_eb.models import PreResNetSettings
 from lowprec_eb.tasks import make_task
+from lowprec_eb.training_lab import TrainingLab
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from energy_models import load_profile
-from lowprec_eb.lab import TrainingLab
 from lowprec_eb.lowering import lower
 from lowprec_eb.models import PreResNetSettings, build_model
 from lowprec_eb.optim import LowPrecisionOptimizer
@@ -20,6 +19,7 @@ from lowprec_eb.tasks import make_task
 from lowprec_eb.tasks.vision import Split, VisionTask
 from lowprec_eb.tickets import EarlyBirds
 from lowprec_eb.train import Callback, SparsityPenalty, TrainSettings, train
+from lowprec_eb.training_lab import TrainingLab
 
 STEPS, BATCH = 4, 4
 READS = {

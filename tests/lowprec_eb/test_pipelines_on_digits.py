@@ -10,7 +10,6 @@ from lowprec_eb import lab as lab_module
 from lowprec_eb import stage as stage_module
 from lowprec_eb.arms import ArmSettings, IterativeSettings, MatchSettings, SnipSettings, ThinetSettings
 from lowprec_eb.compare import gather, plan, run_arm
-from lowprec_eb.lab import TrainingLab
 from lowprec_eb.models import VGGSettings
 from lowprec_eb.outcome import DivergedOutcome
 from lowprec_eb.report import summarise
@@ -18,6 +17,7 @@ from lowprec_eb.retraining import Retraining
 from lowprec_eb.tasks import make_task
 from lowprec_eb.tickets.reconstruction import Covered
 from lowprec_eb.train import SparsityPenalty
+from lowprec_eb.training_lab import TrainingLab
 
 
 class Silent:

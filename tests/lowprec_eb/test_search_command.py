@@ -19,7 +19,6 @@ import lowprec_eb as lp
 from lowprec_eb import search as search_module
 from lowprec_eb.cli import app
 from lowprec_eb.config import load_config
-from lowprec_eb.lab import TrainingLab
 from lowprec_eb.models import build_model
 from lowprec_eb.report.figures import save_picture
 from lowprec_eb.report.ticket_pictures import MOST_LAYERS, compared_tickets, ticket_picture, widths_picture
@@ -27,6 +26,7 @@ from lowprec_eb.search import run_search
 from lowprec_eb.stage import StageRun
 from lowprec_eb.tasks import make_task
 from lowprec_eb.tickets.widths import LayerWidths
+from lowprec_eb.training_lab import TrainingLab
 
 SETTINGS = """
 name: tiny

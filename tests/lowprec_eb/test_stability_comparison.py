@@ -20,12 +20,12 @@ from lowprec_eb.compare import gather, plan, run_arm
 from lowprec_eb.config import load_config
 from lowprec_eb.costs import epoch_costs, summed
 from lowprec_eb.instability import from_text
-from lowprec_eb.lab import TrainingLab
 from lowprec_eb.precision_settings import PrecisionSettings
 from lowprec_eb.report import print_report, sentences, summarise, write_report
 from lowprec_eb.stability import StabilitySettings
 from lowprec_eb.stage_data import StageDiverged
 from lowprec_eb.tasks import Batch, make_task
+from lowprec_eb.training_lab import TrainingLab
 from lowprec_eb.workers import compare
 
 EPOCH, STEP = 2, 1  # of four steps: 3 of 32 examples and one of 24

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from energy_models import load_profile
-from lowprec_eb.lab import TrainingLab
 from lowprec_eb.tasks import make_task
+from lowprec_eb.training_lab import TrainingLab
 
 
 class Scripted:

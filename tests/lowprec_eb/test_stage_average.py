@@ -14,7 +14,6 @@ from lowprec_eb.arms import ArmSettings, MatchSettings
 from lowprec_eb.averaging import AveragingSettings
 from lowprec_eb.compare import gather, plan, run_arm
 from lowprec_eb.config import load_config
-from lowprec_eb.lab import TrainingLab
 from lowprec_eb.pipelines import PIPELINES
 from lowprec_eb.precision_settings import PrecisionSettings, RoundedSettings
 from lowprec_eb.report import summarise
@@ -23,6 +22,7 @@ from lowprec_eb.stage_average import StageAverage
 from lowprec_eb.strict_config import ConfigError, digest
 from lowprec_eb.tasks import make_task
 from lowprec_eb.tickets import TicketSettings
+from lowprec_eb.training_lab import TrainingLab
 
 SWALP = AveragingSettings("swalp", start=0.4)  # epochs 2, 3 and 4 of 5
 IMAGES, STEPS = 120, 4  # of the training split, in batches of 32

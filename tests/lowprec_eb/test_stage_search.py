@@ -12,7 +12,6 @@ from energy_models import load_profile
 from lowprec_eb import stage as stage_module
 from lowprec_eb.config import load_config
 from lowprec_eb.instability import Diverged
-from lowprec_eb.lab import TrainingLab
 from lowprec_eb.models import VGGSettings, build_model
 from lowprec_eb.pipelines import PIPELINES
 from lowprec_eb.planning_lab import PlanningLab
@@ -20,6 +19,7 @@ from lowprec_eb.stage_data import StageDiverged
 from lowprec_eb.tasks import make_task
 from lowprec_eb.tickets import DETECTORS, ScoreHistory, TicketSettings, replay
 from lowprec_eb.train import Callback, TrainSettings, train
+from lowprec_eb.training_lab import TrainingLab
 
 STEPS, SIZES = 4, (32, 32, 32, 24)  # of an epoch
 INSIDE = TicketSettings(ratio=0.4, window=2, threshold=0.2, deadline=4, check_every=3, score_momentum=0.5)
