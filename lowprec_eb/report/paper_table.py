@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +18,7 @@ from energy_models.units import si_text
 from lowprec_eb.outcome import Outcome
 from lowprec_eb.published import LABELS, METHODS, Charge, Interval, Method, method_of, training_flops
 from lowprec_eb.published import Table as PublishedTable
+from lowprec_eb.report.measured import ABSENT, Measured, mean_measured, measured
 from lowprec_eb.report.summary import ArmSummary, Comparison, Spread, diverged_arms, summarise
 from lowprec_eb.report.table_style import add_columns, new_table
 from lowprec_eb.report.units import energy_text, percent_text
@@ -31,13 +32,15 @@ _COUNTED = "FLOPs, counted"
 class PaperCell:
     """A method at one p: means over the seeds of an arm, and what the paper prints.
 
-    test_accuracy: fractions. energy_j: modelled, nominal. flops_booked: None where it is not known how the paper
+    test_accuracy: fractions. energy_j: modelled, nominal. measured: by a sensor, of this machine; None: by none.
+    flops_booked: None where it is not known how the paper
     charges the method. accuracy_percent, published_energy, published_flops: of the paper, in %, J and FLOPs.
     """
 
     arm: str | None
     test_accuracy: Spread | None = None
     energy_j: float | None = None
+    measured: Measured | None = None
     flops_booked: float | None = None
     flops_counted: float | None = None
     accuracy_percent: float | None = None
@@ -132,6 +135,7 @@ def _own(comparison: Comparison, arm: ArmSummary, method: Method, outcomes: Sequ
         arm=arm.arm,
         test_accuracy=arm.test_accuracy,
         energy_j=arm.energy.nominal_j,
+        measured=mean_measured([measured(comparison.charged_rows(outcome)) for outcome in outcomes]),
         flops_booked=statistics.fmean(known) if known else None,
         flops_counted=2 * arm.training_macs,
     )
@@ -161,15 +165,11 @@ def _with_published(
     printed = None if published is None else published.row(method)
     if published is None or place is None or printed is None:
         return cell
-    return PaperCell(
-        cell.arm,
-        cell.test_accuracy,
-        cell.energy_j,
-        cell.flops_booked,
-        cell.flops_counted,
-        printed.accuracy[place],
-        published.energy_j(method, place),
-        published.flops(method, place),
+    return replace(
+        cell,
+        accuracy_percent=printed.accuracy[place],
+        published_energy=published.energy_j(method, place),
+        published_flops=published.flops(method, place),
     )
 
 
@@ -223,8 +223,12 @@ def _column_text(ratio: float | None) -> str:
 
 
 def build_paper_table(table: PaperTable) -> Table:
-    """Three rows a method, accuracy, energy and FLOPs in both books; two columns each p, this run and the paper."""
-    told = "Means over seeds. Energy: modelled, nominal, of everything; FLOPs: two a MAC, of training."
+    """Rows of a method: accuracy, energy modelled and measured, FLOPs in both books; two columns each p, this run and
+    the paper."""
+    told = (
+        "Means over seeds. Energy: of everything, modelled (nominal) for the chip of the profile; measured on the "
+        "machine that simulated it. FLOPs: two a MAC, of training."
+    )
     found = new_table(f"{table.name} in the form of the early-bird paper's table", told)
     heads = [f"{_column_text(ratio)}\n{whose}" for ratio in table.ratios for whose in ("this run", "paper")]
     add_columns(found, ("method", ""), heads)
@@ -247,13 +251,20 @@ def _accuracy(cell: PaperCell) -> str:
     return "" if cell.test_accuracy is None else percent_text(cell.test_accuracy)
 
 
+def _measured(cell: PaperCell) -> str:
+    if cell.arm is None:
+        return ""
+    return ABSENT if cell.measured is None else cell.measured.text
+
+
 _FIRST = "accuracy [%]"
 _LINES: dict[str, tuple[Callable[[PaperCell], str], Callable[[PaperCell], str]]] = {
     _FIRST: (_accuracy, lambda cell: _optional(cell.accuracy_percent, "{:.2f}".format)),
-    "energy": (
+    "energy, modelled": (
         lambda cell: _optional(cell.energy_j, energy_text),
         lambda cell: _middle(cell.published_energy, energy_text),
     ),
+    "energy, measured": (_measured, lambda cell: ""),
     _AS_THE_PAPER: (
         lambda cell: _optional(cell.flops_booked, si_text),
         lambda cell: _middle(cell.published_flops, si_text),
@@ -276,6 +287,8 @@ def _line(row: PaperRow, ratio: float | None, cell: PaperCell) -> dict[str, str 
         "arm": cell.arm,
         "test_accuracy": None if cell.test_accuracy is None else cell.test_accuracy.mean,
         "energy_j": cell.energy_j,
+        "measured_j": None if cell.measured is None else cell.measured.energy_j,
+        "measured_share_of_time": None if cell.measured is None else cell.measured.share,
         "flops_paper_bookkeeping": cell.flops_booked,
         "flops_counted": cell.flops_counted,
         "published_accuracy": None if cell.accuracy_percent is None else cell.accuracy_percent / 100,

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 from report_example import example_comparison
+from rich.console import Console
 from typer.testing import CliRunner
 
 from lowprec_eb.cli import app
 from lowprec_eb.published import early_bird_paper
-from lowprec_eb.report import paper_table, summarise, write_paper_table
+from lowprec_eb.report import build_paper_table, paper_lines, paper_table, summarise, write_paper_table
+from lowprec_eb.report.measured import Measured, mean_measured, measured
 from lowprec_eb.report.paper_table import booked_flops
 from lowprec_eb.report.saved import load_comparison
 
@@ -120,6 +122,33 @@ def test_two_arms_of_one_method_have_two_rows(comparison):
     labels = [row.label for row in paper_table(both, None).rows]
     assert "EB (FF)" in labels
     assert "EB (FF): FF again" in labels
+
+
+def test_measured_energy_stands_beside_the_modelled_one(comparison):
+    (dense,) = outcome_of(comparison, "full fp32").stages
+    kinds = {"train": 2.0, "eval": None}  # a test pass is too short for the sensor
+    rows = [replace(row, measured_j=kinds.get(row.key.phase), duration_s=0.5) for row in comparison.rows[dense]]
+    found = paper_table(replace(comparison, rows={**comparison.rows, dense: tuple(rows)}), None)
+    cells = {row.method: row.cells[0.3] for row in found.rows}
+    assert cells["dense"].measured.energy_j == 2.0 * EPOCHS
+    assert cells["dense"].measured.share == EPOCHS / len(rows)
+    assert cells["lt"].measured is None
+    lines = {line["method"]: line for line in paper_lines(found) if line["ratio"] == 0.3}
+    assert (lines["lt"]["measured_j"], lines["lt"]["measured_share_of_time"]) == (None, None)
+    console = Console(width=200)
+    with console.capture() as text:
+        console.print(build_paper_table(found))
+    shown = [line.split() for line in text.get().splitlines() if "energy, measured" in line]
+    assert shown[0][2:] == f"8.00 J in {100 * EPOCHS / len(rows):.1f} % of the time".split() * 2
+    assert shown[1][2:] == ["absent"]
+
+
+def test_what_was_measured_whole_is_said_without_a_share():
+    assert Measured(1500.0, 1.0).text == "1.50 kJ"
+    assert Measured(1500.0, 0.99999).text == "1.50 kJ in 99.9 % of the time"
+    assert mean_measured([Measured(1.0, 1.0), Measured(3.0, 0.5)]) == Measured(2.0, 0.5)
+    assert mean_measured([Measured(1.0, 1.0), None]) is None
+    assert measured([]) is None
 
 
 def test_the_command_prints_it_and_writes_files(run, tmp_path):
