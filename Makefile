@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: compare test lint types layers unit test-interop format clean
+.PHONY: compare test lint types layers unit test-interop format gpu-wheels clean
 
 compare: $(VENV)/installed
 	$(BIN)/python benchmarks/compare_energy.py --config configs/digits.yaml
@@ -59,6 +59,21 @@ $(VENV)/installed: pyproject.toml constraints.txt
 $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) --editable .[dev]
 	touch $@
+
+# What a machine with torch, numpy and scipy but no network may lack; see docs/gpu.md. The four large ones that it may
+# lack too: make gpu-wheels GPU_WHEELS="scikit-learn matplotlib llvmlite pandas"
+GPU_PYTHON ?= 3.12
+GPU_SUPPLIES ?= build/supplies
+GPU_WHEELS ?= qtorch torch-pruning pydantic pydantic_core annotated-types typing-inspection typing_extensions ruamel.yaml \
+	typer click shellingham rich markdown-it-py mdurl Pygments filelock safetensors pillow joblib threadpoolctl \
+	pytest pluggy iniconfig packaging hypothesis sortedcontainers gfloat more-itertools nvidia-ml-py
+
+gpu-wheels: $(VENV)/installed
+	$(BIN)/python -m pip --disable-pip-version-check download --no-deps --only-binary=:all: --constraint constraints.txt \
+		--python-version $(GPU_PYTHON) --implementation cp --abi cp$(subst .,,$(GPU_PYTHON)) --abi abi3 --abi none \
+		$(foreach of,2_28 2_27 2_17,--platform manylinux_$(of)_x86_64) --platform manylinux2014_x86_64 \
+		--dest $(GPU_SUPPLIES) $(GPU_WHEELS)
+	du -sh $(GPU_SUPPLIES)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -217,6 +217,19 @@ def so_far(config: Config, results: Sequence[ArmResult]) -> Comparison:
     return replace(comparison, notes=(f"Not finished: {of_all}. Missing: {told}.", *comparison.notes))
 
 
+def results_of(comparison: Comparison) -> list[ArmResult]:
+    """What :func:`gather` was given, so that arms that have been run since can join: their stages are not needed."""
+    masks = {(of.label, of.seed): of.masks for of in comparison.mask_histories}
+    found = []
+    for outcome in (*comparison.outcomes, *comparison.diverged):
+        own = None
+        if isinstance(outcome, Outcome) and outcome.pipeline == "network_slimming":
+            label, seed = _mask_label(outcome), outcome.seed
+            own = masks.get((f"{outcome.arm}, {label}", seed), masks.get((label, seed)))
+        found.append(ArmResult(outcome, {key: comparison.rows[key] for key in outcome.stages}, own))
+    return found
+
+
 def _averaged(config: Config, finished: Sequence[Outcome]) -> list[str]:
     """Which arms deliver an average, and what that means for their numbers, in one line; nothing if none does."""
     arms = list(dict.fromkeys(outcome.arm for outcome in finished if outcome.averaging))

@@ -19,7 +19,7 @@ from energy_models import load_profile, settled, totals
 from lowprec_eb import stage as stage_module
 from lowprec_eb.arms import ArmSettings
 from lowprec_eb.cli import app
-from lowprec_eb.compare import gather, plan, run_arm
+from lowprec_eb.compare import gather, plan, results_of, run_arm
 from lowprec_eb.config import load_config
 from lowprec_eb.pipelines import PIPELINES
 from lowprec_eb.report import summarise
@@ -82,6 +82,19 @@ def test_arms_share_stages_and_each_is_charged(tiny, tmp_path, finished):
         assert charged.modelled.nominal_j == pytest.approx(
             sum(part.modelled.nominal_j for part in charged.by_phase.values())
         )
+
+
+def test_arms_that_were_gathered_join_those_run_since(tiny, finished):
+    """Network slimming first and the early bird, whose epoch its mask history tells, only afterwards."""
+    by_arm = {result.outcome.arm: result for result in finished.results}
+    first = gather(tiny, [by_arm["slimming fp32"], by_arm["full fp32"]])
+    assert first.mask_histories[0].ticket_epoch is None
+    both = gather(tiny, [*results_of(first), by_arm["FF"]])
+    assert [outcome.arm for outcome in both.outcomes] == ["full fp32", "slimming fp32", "FF"]
+    assert both.mask_histories[0].ticket_epoch == by_arm["FF"].outcome.ticket.epoch
+    assert both.rows == {key: rows for of in by_arm.values() if of.outcome in both.outcomes
+                         for key, rows in of.rows.items()}  # fmt: skip
+    assert (both.splits, both.notes) == (first.splits, first.notes)
 
 
 def test_every_phase_of_an_early_bird_is_in_the_ledger(finished):
