@@ -221,7 +221,8 @@ def results_of(comparison: Comparison) -> list[ArmResult]:
     """What :func:`gather` was given, so that arms that have been run since can join: their stages are not needed."""
     masks = {(of.label, of.seed): of.masks for of in comparison.mask_histories}
     found = []
-    for outcome in (*comparison.outcomes, *comparison.diverged):
+    everything: tuple[Outcome | DivergedOutcome, ...] = (*comparison.outcomes, *comparison.diverged)
+    for outcome in everything:
         own = None
         if isinstance(outcome, Outcome) and outcome.pipeline == "network_slimming":
             label, seed = _mask_label(outcome), outcome.seed
