@@ -25,6 +25,7 @@ from lowprec_eb.compare import load_task, run_arm
 from lowprec_eb.config import Config, load_config
 from lowprec_eb.outcome import DivergedOutcome, Outcome
 from lowprec_eb.progress import Label, epoch_text
+from lowprec_eb.report.saved import STAGES
 from lowprec_eb.stage_data import LEDGER_FILE, Stage
 from lowprec_eb.terminal import explained, new_console
 
@@ -123,15 +124,16 @@ class Clock:
         typer.echo(f"seed {arm[0]}, {arm[1]}: {text}")
 
 
-def run_group(config: Config, group: Group, results: Results, store: Path, clock: Clock) -> bool:
-    """Run what is not finished; False: the time is over."""
+def run_group(config: Config, group: Group, results: Results, work: Path, clock: Clock) -> bool:
+    """Run what is not finished, with checkpoints in ``work/stages``; False: the time is over."""
+    store = work / STAGES
     arms = {arm.name: arm for arm in config.pipelines}
     for seed in config.seeds:
         for name in group.arms:
             if (seed, name) in results.finished:
                 continue
             try:
-                results.add(run_arm(config, store.parent, seed, arms[name], clock), store)
+                results.add(run_arm(config, work, seed, arms[name], clock), store)
             except (OutOfTime, KeyboardInterrupt):
                 results.note_unfinished(_so_far(seed, name, clock.stage, store))
                 return False
@@ -183,7 +185,7 @@ def main(
         typer.echo(f"{found.root}: {task.samples}" + (f". {found.note}" if found.note else ""))
         name = torch.cuda.get_device_name() if config.device == "cuda" else "cpu"
         kept = Results(config, results, Origin(task.fingerprint, found.note, name, commit), chosen.published)
-        done = run_group(config, chosen, kept, work / "stages", clock)
+        done = run_group(config, chosen, kept, work, clock)
     if not done:
         typer.echo("out of time; call again to go on")
         raise typer.Exit(UNFINISHED_STATUS)

@@ -38,14 +38,20 @@ def section(results: Path) -> str:
     for folder in comparisons(results):
         parts += _comparison(folder)
     for log in sorted((results / "logs").glob("*.out")):
-        if log.stem.startswith(_MARKDOWN) and (text := log.read_text().strip()):
-            parts += [f"## {log.stem}", text]
+        if log.stem.startswith(_MARKDOWN) and (lines := _lines(log)):
+            parts += [f"## {log.stem}", "\n".join(lines)]
     return "\n\n".join([*parts, *_quantizers(results), *_sensors(results), *_studies(results)]) + "\n"
 
 
 def comparisons(results: Path) -> list[Path]:
-    """The folders of all comparisons with a finished arm, the paper's cells first."""
-    return [path.parent for pattern in ("runs/*", "digits/*") for path in sorted(results.glob(f"{pattern}/{FILE}"))]
+    """The folders of all comparisons with a finished arm, the paper's cells first, what was set aside last."""
+    found = [path.parent for pattern in ("runs/*", "digits/*") for path in sorted(results.glob(f"{pattern}/{FILE}"))]
+    return sorted(found, key=is_set_aside)
+
+
+def is_set_aside(folder: Path) -> bool:
+    """Whether a run of the cells has been followed by one that does not go on with it."""
+    return (folder / PROVENANCE).is_file() and folder.name != load_comparison(folder).name
 
 
 def merge(text: str, path: Path) -> None:
@@ -88,15 +94,22 @@ def _pieces(results: Path) -> Iterator[str]:
 
 
 def _last(results: Path, name: str) -> str:
-    path = results / "logs" / f"{name}.out"
-    lines = path.read_text(errors="replace").strip().splitlines() if path.is_file() else []
+    lines = _lines(results / "logs" / f"{name}.out")
     return lines[-1].strip("=| ")[:100].replace("|", "/") if lines else ""
+
+
+def _lines(path: Path) -> list[str]:
+    """What a piece has printed, without the places of its files."""
+    text = path.read_text(errors="replace") if path.is_file() else ""
+    return "\n".join(line for line in text.splitlines() if not line.startswith("written:")).strip().splitlines()
 
 
 def _comparison(folder: Path) -> Iterator[str]:
     comparison, config = load_comparison(folder), recorded_config(folder)
-    yield f"## {comparison.name}"
     provenance = folder / PROVENANCE
+    yield f"## {folder.name if provenance.is_file() else comparison.name}"
+    if is_set_aside(folder):
+        yield f"Of {comparison.name}, set aside: made with other sources, settings or images than what came after it."
     if provenance.is_file():
         yield "\n".join(f"Commit {of['commit'][:_SHORT]} on {of['device']}." for of in _read(provenance)["made_by"])
     if config is not None:
@@ -144,10 +157,10 @@ def _paper(table: PaperTable) -> str:
     heads = ("method", "p [%]", "accuracy [%]", "paper", "modelled", "paper", "measured", "FLOPs, the paper's books",
              "paper", "FLOPs, counted")  # fmt: skip
     rows = [
-        (row.label, "" if ratio is None else f"{100 * ratio:g}", *_cell(cell))
+        (row.label, "" if ratio is None or row.method == "dense" else f"{100 * ratio:g}", *_cell(cell))
         for row in table.rows
-        for ratio, cell in row.cells.items()
-        if cell.arm is not None
+        for place, (ratio, cell) in enumerate(row.cells.items())
+        if cell.arm is not None and (row.method != "dense" or not place)  # it has no p
     ]
     return "\n\n".join(
         [
@@ -215,7 +228,8 @@ def _studies(results: Path) -> Iterator[str]:
 
 def _pictures(results: Path, out: Path) -> None:
     """The most telling ones; all are in the archive."""
-    found = [folder / name for folder in comparisons(results) for name in ("energy_accuracy.png", "energy_phases.png")]
+    current = [folder for folder in comparisons(results) if not is_set_aside(folder)]
+    found = [folder / name for folder in current for name in ("energy_accuracy.png", "energy_phases.png")]
     found += [results / f"{name}.png" for name in ("training_rate", "steps_resnet18")]
     for path in [path for path in found if path.is_file()][:_PICTURES]:
         name = path.name if path.parent == results else f"{path.parent.name}_{path.name}"

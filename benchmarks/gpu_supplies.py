@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from pip._vendor.packaging.requirements import Requirement  # pip is needed anyway, and packaging may not be there
+
 ROOT = Path(__file__).resolve().parents[1]
 # Which pieces go without which package; all other needs of the project are needed by all of them.
 OPTIONAL = {
@@ -33,6 +35,28 @@ def requirements() -> list[str]:
 def absent(names: Iterable[str]) -> list[str]:
     """Those that are not installed."""
     return [name for name in names if not _installed(name)]
+
+
+def absent_below(names: Iterable[str]) -> dict[str, str]:
+    """What the installed ones of these need in turn and is not installed, with who needs it.
+
+    What torch needs is left aside: its wheels name parts of CUDA that may have come in another way.
+    """
+    found: dict[str, str] = {}
+    seen, waiting = {"torch"}, [name for name in names if _installed(name)]
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for needed in map(Requirement, distribution(name).requires or ()):
+            if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
+                continue
+            if _installed(needed.name):
+                waiting.append(needed.name)
+            else:
+                found.setdefault(needed.name, name)
+    return found
 
 
 def install(wheels: Iterable[Path], site: Path) -> list[str]:
@@ -81,6 +105,8 @@ def main(site: Path, folder: Path | None) -> int:
         return 1
     for name in absent(OPTIONAL):
         _say(f"lacks {name}; without it goes: {OPTIONAL[name]}")
+    for name, of in absent_below([*requirements(), *OPTIONAL]).items():
+        _say(f"lacks {name}, which {of} asks for")
     if lacking := absent(name for name in requirements() if name not in OPTIONAL):
         place = "a folder of wheels" if folder is None else f"{folder} or its folder wheels"
         _say(f"this machine lacks {', '.join(lacking)}; put wheels of them into {place}")

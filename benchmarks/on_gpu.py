@@ -105,9 +105,8 @@ def _steps(setting: Setting) -> Iterator[Piece]:
 
 
 def _digits(setting: Setting) -> Piece:
-    small = ("epochs=6", "averaging.start=0.7") if setting.on_cpu else ()
-    fewer = ("ticket.deadline=4", "seeds=[0]", "task.max_train=200") if setting.on_cpu else ()
-    overrides = ("workers=1", *(f"training.{of}" for of in small), *fewer)
+    small = ("training.epochs=6", "ticket.deadline=4", "seeds=[0]", "task.max_train=200") if setting.on_cpu else ()
+    overrides = ("workers=1", *small)
     chosen = [word for override in overrides for word in ("--set", override)]
     options = ("--config", "configs/digits.yaml", "--device", setting.device, *chosen)
     return Piece("digits", _script("compare_energy", *options, "--out", setting.work / "digits"), goes_on=True)
