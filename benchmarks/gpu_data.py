@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from lowprec_eb.report.paper_table import OF_IMAGES
 from lowprec_eb.tasks.datasets import read_dataset
 from lowprec_eb.tasks.layouts import DataName, find_layout
 
 TRAINING_IMAGES = 50_000
 JPEG = "cifar-10-jpeg*"  # a folder, or a tar archive of it
 JPEG_NOTE = (
-    "Images: CIFAR-10 re-encoded as JPEG (about 30 dB), not the data set itself. Accuracies compare these arms with "
-    "each other; they are not to be set against published ones."
+    f"{OF_IMAGES} CIFAR-10 re-encoded as JPEG (about 30 dB), not the data set itself. Accuracies compare these "
+    "arms with each other; they are not to be set against published ones."
 )
 
 
@@ -41,7 +42,9 @@ def find_cifar10(folder: Path) -> Cifar10:
         rows = len(read_dataset("cifar10", folder).train.labels)
         if rows == TRAINING_IMAGES:
             return Cifar10("cifar10", folder, None)
-        part = Cifar10("cifar10", folder, f"Images: {rows} of CIFAR-10's {TRAINING_IMAGES} training images, no more.")
+        part = Cifar10(
+            "cifar10", folder, f"{OF_IMAGES} {rows} of CIFAR-10's {TRAINING_IMAGES} training images, no more."
+        )
     copies = sorted(folder.glob(JPEG))
     if copies:
         return Cifar10("image-folder", copies[0], JPEG_NOTE)

@@ -21,7 +21,7 @@ from lowprec_eb.compare import recorded_config
 from lowprec_eb.outcome import Outcome
 from lowprec_eb.report import Comparison, summarise, write_report
 from lowprec_eb.report.measured import ABSENT, Measured, mean_measured, measured
-from lowprec_eb.report.paper_table import PaperCell, PaperTable
+from lowprec_eb.report.paper_table import OF_IMAGES, PaperCell, PaperTable
 from lowprec_eb.report.saved import FILE, load_comparison
 from lowprec_eb.report.units import energy_text, percent_text, ratio_text
 from lowprec_eb.terminal import explained, new_console
@@ -116,7 +116,7 @@ def _comparison(folder: Path) -> Iterator[str]:
         task = config.task
         sizes = ", ".join(f"{count:,} {split}" for split, count in comparison.splits.items())
         yield f"Data {task.data}: {sizes} images; {config.training.epochs} epochs, batch {task.batch_size}."
-    yield from (note for note in comparison.notes if note.startswith("Images:"))
+    yield from (note for note in comparison.notes if note.startswith(OF_IMAGES))
     yield f"Modelled: nominal, of everything, under {comparison.profile.rstrip('.')}. Measured: what this machine took."
     yield _arms(comparison)
     if provenance.is_file():
@@ -165,7 +165,7 @@ def _paper(table: PaperTable) -> str:
     return "\n\n".join(
         [
             markdown_table(heads, rows),
-            "\n".join(f"- {reason}" for reason in table.reasons if not reason.startswith("Images:")),
+            "\n".join(f"- {reason}" for reason in table.reasons if not reason.startswith(OF_IMAGES)),
         ]
     )
 

@@ -128,11 +128,9 @@ class Results:
 
 
 def paper_form(comparison: Comparison, published: str | None, ratio: float | None) -> PaperTable:
-    """The paper's table of a comparison, with what must be said of its data."""
+    """The paper's table of a comparison, beside the published one of that name."""
     beside: Table | None = None if published is None else early_bird_paper().table(published)
-    table = paper_table(comparison, beside, ratio)
-    told = [note for note in comparison.notes if note.startswith("Images:")]
-    return replace(table, reasons=(*told, *table.reasons))
+    return paper_table(comparison, beside, ratio)
 
 
 def _unused(path: Path) -> Path:

@@ -24,6 +24,7 @@ from lowprec_eb.report.table_style import add_columns, new_table
 from lowprec_eb.report.units import energy_text, percent_text
 
 _MASKED: tuple[Method, ...] = ("lt", "snip")  # charged dense, whatever is left
+OF_IMAGES = "Images:"  # a note that begins so says what must be known of the data; it stands below this table too
 _AS_THE_PAPER = "FLOPs, the paper's books"
 _COUNTED = "FLOPs, counted"
 
@@ -180,6 +181,7 @@ def _reasons(
     rows: Sequence[PaperRow],
     strangers: Sequence[str],
 ) -> Iterator[str]:
+    yield from (note for note in comparison.notes if note.startswith(OF_IMAGES))
     yield from _blank_columns(published, ratios)
     yield from _blank_rows(rows)
     if any(row.method == "thinet" for row in rows):

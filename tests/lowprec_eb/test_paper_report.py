@@ -143,6 +143,12 @@ def test_measured_energy_stands_beside_the_modelled_one(comparison):
     assert shown[1][2:] == ["absent"]
 
 
+def test_what_must_be_known_of_the_images_is_said_below(comparison):
+    told = replace(comparison, notes=("Images: a copy.", "bfp8: eight bits."))
+    assert paper_table(told, None).reasons[0] == "Images: a copy."
+    assert not any("eight bits" in reason for reason in paper_table(told, None).reasons)
+
+
 def test_what_was_measured_whole_is_said_without_a_share():
     assert Measured(1500.0, 1.0).text == "1.50 kJ"
     assert Measured(1500.0, 0.99999).text == "1.50 kJ in 99.9 % of the time"
