@@ -40,7 +40,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a piece ended. seconds: of all calls. sources: a hash of the sources that ran."""
+    """How a piece ended. seconds: of all calls. sources: a hash of what ran, see ``on_gpu.sources``."""
 
     state: State
     status: int

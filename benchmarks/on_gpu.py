@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from importlib.metadata import distributions
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -164,8 +165,9 @@ def restore(results: Path, places: Iterable[Path | None]) -> None:
 
 
 def sources() -> str:
-    """A hash of the sources: what failed is run again when they have changed."""
-    content = hashlib.sha256()
+    """A hash of the sources and of what is installed: what failed is run again when they have changed."""
+    installed = sorted(f"{of.name} {of.version}" for of in distributions())
+    content = hashlib.sha256("\n".join(installed).encode())
     for folder in ("lowprec_eb", "energy_models", "benchmarks", "tests", "configs"):
         for path in sorted((ROOT / folder).rglob("*")):
             if path.suffix in (".py", ".sh", ".yaml"):
