@@ -66,7 +66,7 @@ GPU_PYTHON ?= 3.12
 GPU_SUPPLIES ?= build/supplies
 GPU_WHEELS ?= qtorch torch-pruning pydantic pydantic_core annotated-types typing-inspection typing_extensions ruamel.yaml \
 	typer annotated-doc click shellingham rich markdown-it-py mdurl Pygments filelock safetensors pillow joblib cloudpickle threadpoolctl \
-	pytest pluggy iniconfig packaging hypothesis sortedcontainers gfloat more-itertools nvidia-ml-py
+	pytest pluggy iniconfig packaging hypothesis sortedcontainers gfloat array-api-compat more-itertools nvidia-ml-py
 
 gpu-wheels: $(VENV)/installed
 	$(BIN)/python -m pip --disable-pip-version-check download --no-deps --only-binary=:all: --constraint constraints.txt \

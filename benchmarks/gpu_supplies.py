@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OPTIONAL = {
     "pytest": "the tests with the mark gpu",
     "hypothesis": "tests that import it",
+    "gfloat": "tests that compare with it",
     "triton": "the Triton kernels",
     "nvidia-ml-py": "measured energy (NVML): it is absent in every result",
     "llvmlite": "the fast quantizers of a CPU",

@@ -106,7 +106,7 @@ def _steps(setting: Setting) -> Iterator[Piece]:
 
 
 def _digits(setting: Setting) -> Piece:
-    small = ("training.epochs=6", "ticket.deadline=4", "seeds=[0]", "task.max_train=200") if setting.on_cpu else ()
+    small = ("training.epochs=6", "ticket.deadline=5", "seeds=[0]", "task.max_train=200") if setting.on_cpu else ()
     overrides = ("workers=1", *small)
     chosen = [word for override in overrides for word in ("--set", override)]
     options = ("--config", "configs/digits.yaml", "--device", setting.device, *chosen)
@@ -307,7 +307,7 @@ def _call(every: Sequence[Piece], record: Pieces, setting: Setting, out: Path, d
     pack(setting.results, out)
     failed = [of.name for of in every if of.name in record.endings and record.endings[of.name].state == "failed"]
     for name in failed:
-        say(f"{name}: failed, see logs/{name}.err in {ARCHIVE}")
+        say(f"{name}: failed, see logs/{name}.out and .err in {ARCHIVE}")
     if interrupted or not finished:
         say("call again to go on")
         return 128 + signal.SIGINT if interrupted else UNFINISHED_STATUS

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lowprec_eb.config import load_config
 from lowprec_eb.report.saved import load_comparison
 
 ROOT = Path(__file__).parents[2]
@@ -96,7 +97,7 @@ def unpacked(out, folder):
     return folder / "results"
 
 
-def test_interrupted_half_way_it_goes_on_and_finishes(front_door, tmp_path):
+def test_interrupted_half_way_it_goes_on_and_finishes(benchmarks, front_door, tmp_path):
     work, out = tmp_path / "work", tmp_path / "out"
     first = front_door("work")
     deadline = time.monotonic() + 240
@@ -130,20 +131,24 @@ def test_interrupted_half_way_it_goes_on_and_finishes(front_door, tmp_path):
     small = [path for path in out.iterdir() if path.is_file()]
     assert len(small) == len(list(out.rglob("*"))) <= 8
     assert all(path.stat().st_size < 16 * 2**20 for path in small)
-    _on_another_machine(front_door, tmp_path, comparison)
+    _on_another_machine(tmp_path, comparison)
 
 
-def _on_another_machine(front_door, tmp_path, comparison):
-    """What came back is enough: nothing is trained again."""
-    earlier = tmp_path / "earlier"
-    (tmp_path / "out").rename(earlier)
-    third = front_door("fresh", earlier)
-    printed, _ = third.communicate(timeout=240)
-    assert third.returncode == 0, printed
-    assert "goes on from" in printed
-    assert not (tmp_path / "fresh" / "stages").exists()
-    again = load_comparison(unpacked(tmp_path / "out", tmp_path / "third") / "runs" / "tiny")
+def _on_another_machine(tmp_path, comparison):
+    """What came back is enough for nothing to be run again."""
+    from gpu_pieces import Piece, Pieces
+    from on_gpu import restore
+
+    results = tmp_path / "fresh" / "results"
+    results.parent.mkdir()
+    restore(results, (None, tmp_path / "nothing", tmp_path / "out"))
+    again = load_comparison(results / "runs" / "tiny")
     assert again.outcomes == comparison.outcomes and again.rows == comparison.rows
+    record = Pieces(results, "a", "0123456789")
+    assert all(record.is_settled(Piece(f"cells_{name}", ())) for name in ("first", "controls"))
+    (results / "pieces.json").unlink()
+    restore(results, (tmp_path / "out",))  # what this machine has goes first
+    assert not (results / "pieces.json").exists()
 
 
 # ---- pieces ------------------------------------------------------------------------------------------------------
@@ -239,6 +244,18 @@ def test_every_check_is_among_the_pieces(benchmarks, supplies, tmp_path):
             assert (ROOT / piece.command[1]).is_file()
     without = dataclasses.replace(setting, data=None)
     assert not any(piece.name.startswith("cells_") for piece in on_gpu.pieces(without))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_settings_of_the_digits_are_possible(benchmarks, tmp_path, device):
+    import on_gpu
+
+    piece = on_gpu._digits(on_gpu.Setting(device, tmp_path, tmp_path, None, None, tmp_path, "x"))
+    words = piece.command
+    overrides = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
+    config = load_config(ROOT / words[words.index("--config") + 1], overrides)
+    assert config.workers == 1
+    assert len(config.seeds) == (1 if device == "cpu" else 3)
 
 
 # ---- cells -------------------------------------------------------------------------------------------------------
