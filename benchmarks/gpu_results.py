@@ -15,7 +15,7 @@ from typing import Any
 
 from lowprec_eb.arms import ArmSettings
 from lowprec_eb.checkpoints import write_text
-from lowprec_eb.compare import CONFIG_FILE, ArmResult, gather, recorded_config, results_of
+from lowprec_eb.compare import CONFIG_FILE, ArmResult, recorded_config, results_of, so_far
 from lowprec_eb.config import Config
 from lowprec_eb.outcome import Outcome
 from lowprec_eb.published import Table, early_bird_paper
@@ -65,7 +65,7 @@ class Results:
         if not any(isinstance(of.outcome, Outcome) for of in everything):
             self.results = everything  # nothing to compare yet; read again from the store next time
             return
-        comparison = gather(self._with_data, everything)
+        comparison = so_far(self._with_data, everything)
         notes = (*([] if self.origin.note is None else [self.origin.note]), *comparison.notes)
         save_comparison(replace(comparison, notes=notes), self.folder)
         self._record()

@@ -14,7 +14,7 @@
 # Exit status: 0 all is done, 1 all is done and something failed, 75 call again, 2 nothing could run.
 set -euo pipefail
 : "${1:?"usage: benchmarks/on_gpu.sh OUT [SUPPLIES [EARLIER]]"}"
-export STARTED=$EPOCHSECONDS  # what comes before the first piece is part of a call's time
+export STARTED; STARTED=$(date +%s)  # what comes before the first piece is part of a call's time
 root=$(cd "$(dirname "$0")/.." && pwd)
 export WORK=${WORK:-$root/build/on_gpu}
 export PYTHONPATH=$WORK/site:$root${PYTHONPATH:+:$PYTHONPATH}
