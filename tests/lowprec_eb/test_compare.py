@@ -97,6 +97,19 @@ def test_arms_that_were_gathered_join_those_run_since(tiny, finished):
     assert (both.splits, both.notes) == (first.splits, first.notes)
 
 
+def test_gathered_masks_find_their_arms_again(tiny, finished):
+    """Where two arms of network slimming have one precision, their labels name them."""
+    by_arm = {result.outcome.arm: result for result in finished.results}
+    slimming = by_arm["slimming fp32"]
+    other = dataclasses.replace(slimming.outcome, arm="slimming again", averaging="swa")
+    twin = dataclasses.replace(slimming, outcome=other, dense_masks=~slimming.dense_masks)
+    arms = (*tiny.pipelines, ArmSettings("slimming again", "network_slimming"))
+    found = results_of(gather(dataclasses.replace(tiny, pipelines=arms), [slimming, twin]))
+    assert [result.outcome.arm for result in found] == ["slimming fp32", "slimming again"]
+    for before, after in zip((slimming, twin), found, strict=True):
+        assert (before.dense_masks == after.dense_masks).all()
+
+
 def test_every_phase_of_an_early_bird_is_in_the_ledger(finished):
     outcome = next(o for o in finished.outcomes if o.arm == "LL")
     rows = [row for key in outcome.stages for row in finished.rows[key]]
