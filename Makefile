@@ -22,7 +22,7 @@ layers: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 unit: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # Libraries and compilers too heavy for every day, in an environment of their own.
 test-interop: $(VENV)-interop/installed
