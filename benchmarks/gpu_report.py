@@ -117,7 +117,8 @@ def _comparison(folder: Path) -> Iterator[str]:
         sizes = ", ".join(f"{count:,} {split}" for split, count in comparison.splits.items())
         yield f"Data {task.data}: {sizes} images; {config.training.epochs} epochs, batch {task.batch_size}."
     yield from (note for note in comparison.notes if note.startswith(OF_IMAGES))
-    yield from (note.split(" Missing: ")[0] for note in comparison.notes if note.startswith("Not finished: "))
+    if comparison.runs_ended is not None:
+        yield f"Not finished: {comparison.runs_ended}."
     yield f"Modelled: nominal, of everything, under {comparison.profile.rstrip('.')}. Measured: what this machine took."
     yield _arms(comparison)
     if provenance.is_file():

@@ -172,7 +172,13 @@ def _diverged(lab: Lab, arm: ArmSettings, error: StageDiverged) -> ArmResult:
     return ArmResult(outcome, rows | {error.stage.key: error.rows}, None)
 
 
-def gather(config: Config, results: Sequence[ArmResult], task: Task | None = None) -> Comparison:
+def gather(
+    config: Config,
+    results: Sequence[ArmResult],
+    task: Task | None = None,
+    *,
+    missing: Sequence[tuple[str, int]] = (),
+) -> Comparison:
     """All arms and seeds together, as the report reads them: arm by arm in the order of the settings, seed by seed.
 
     Raises:
@@ -202,19 +208,15 @@ def gather(config: Config, results: Sequence[ArmResult], task: Task | None = Non
         confidence=config.confidence,
         baselines=config.baselines,
         footprint=config.footprint,
+        missing=tuple(missing),
     )
 
 
 def so_far(config: Config, results: Sequence[ArmResult]) -> Comparison:
-    """As :func:`gather`, with a note that names what is not finished."""
+    """As :func:`gather`, with the arms and seeds that have not ended."""
     ended = {(result.outcome.arm, result.outcome.seed) for result in results}
-    missing = {arm.name: [s for s in config.seeds if (arm.name, s) not in ended] for arm in config.pipelines}
-    told = ", ".join(f"{arm} (seed {', '.join(map(str, seeds))})" for arm, seeds in missing.items() if seeds)
-    comparison = gather(config, results)
-    if not told:
-        return comparison
-    of_all = f"{len(ended)} of {len(config.pipelines) * len(config.seeds)} runs have ended"
-    return replace(comparison, notes=(f"Not finished: {of_all}. Missing: {told}.", *comparison.notes))
+    every = [(arm.name, seed) for arm in config.pipelines for seed in config.seeds]
+    return gather(config, results, missing=[run for run in every if run not in ended])
 
 
 def results_of(comparison: Comparison) -> list[ArmResult]:

@@ -117,7 +117,7 @@ def print_report(comparison: Comparison, console: Console) -> None:
 
     A table that is wider than the console is printed in parts, each with some of its columns.
     """
-    console.print(Text(comparison.name, style="bold"))
+    console.print(Text(comparison.name + (", not finished" if comparison.missing else ""), style="bold"))
     tables = list(build_tables(comparison))
     if comparison.footprint is not None:
         tables.append(footprint_table(summarise(comparison), comparison.footprint))

@@ -182,6 +182,8 @@ def _reasons(
     strangers: Sequence[str],
 ) -> Iterator[str]:
     yield from (note for note in comparison.notes if note.startswith(OF_IMAGES))
+    if comparison.runs_ended is not None:
+        yield f"Not finished: {comparison.runs_ended}."
     yield from _blank_columns(published, ratios)
     yield from _blank_rows(rows)
     if any(row.method == "thinet" for row in rows):

@@ -52,6 +52,7 @@ class _Saved:
     footprint: Footprint | None
     confidence: float = 0.95  # files of older versions do not have these
     baselines: tuple[str, ...] = ()
+    missing: tuple[tuple[str, int], ...] = ()
 
 
 def save_comparison(comparison: Comparison, run: Path) -> Path:

@@ -25,6 +25,7 @@ def sentences(comparison: Comparison) -> list[str]:
     roles = assign_roles(arms)
     winner = lowest_energy_arm(arms, comparison.margin)
     return [
+        *_unfinished(comparison),
         *_conditions(comparison, arms),
         *_winner(comparison, arms, winner),
         *_against(comparison, winner, roles.full, "full training in fp32"),
@@ -62,6 +63,16 @@ def _cheapest(arms: Iterable[ArmSummary], margin: float) -> list[ArmSummary]:
 
 
 # ---- one group of sentences each ---------------------------------------------------------------------------------
+
+
+def _unfinished(comparison: Comparison) -> list[str]:
+    if comparison.runs_ended is None:
+        return []
+    seeds: dict[str, list[int]] = {}
+    for arm, seed in comparison.missing:
+        seeds.setdefault(arm, []).append(seed)
+    told = ", ".join(f"{arm} (seed {', '.join(map(str, of))})" for arm, of in seeds.items())
+    return [f"Not finished: {comparison.runs_ended}. Missing: {told}."]
 
 
 def _conditions(comparison: Comparison, arms: tuple[ArmSummary, ...]) -> list[str]:

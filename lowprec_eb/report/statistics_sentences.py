@@ -87,7 +87,10 @@ def _seeds(arms: Sequence[ArmSummary]) -> list[str]:
 def _without_baseline(comparison: Comparison, findings: Findings) -> list[str]:
     lost = [name for name in comparison.baselines if name in diverged_arms(comparison)]
     lines = [f"Nothing was tested against {name}: it diverged with every seed." for name in lost]
-    if not findings.baselines and not lost:
+    known = {outcome.arm for outcome in comparison.outcomes}
+    late = [name for name in comparison.baselines if name not in known and name not in lost]
+    lines += [f"Nothing was tested against {name}: no seed of it has ended." for name in late]
+    if not findings.baselines and not lines:
         lines.append(
             "Equal accuracy was not tested: there is neither full training nor network slimming in fp32, and the "
             "settings name no other arm (baselines)."
@@ -157,7 +160,7 @@ def _number_of_tests(comparison: Comparison, tests: Sequence[ArmTest]) -> list[s
     kept = [f"{test.arm} against {test.baseline}" for test in equal if holds_for_all(test)]
     listed = f" ({', '.join(kept)})" if kept else ""
     return [
-        f"These are {len(made)} tests, each wrong with a probability of at most {percent(alpha)} by itself. "
+        f"Tests made: {len(made)}, each wrong with a probability of at most {percent(alpha)} by itself. "
         "Verdicts of equality that hold for all together, after Holm's correction: "
         f"{len(kept)} of {len(equal)}{listed}."
     ]

@@ -49,7 +49,8 @@ class Comparison:
     ``notes`` are printed as they are; ``margin`` is the difference in accuracy (a fraction) that counts as none, and
     ``confidence`` the level of intervals over seeds and of verdicts; ``baselines`` names the arms that the others are
     tested against (none: full training and network slimming in fp32, where they are there); ``diverged`` are the arms
-    and seeds that have no outcome: they are named, and are in no mean; with a ``footprint`` CO2e and cost are reported.
+    and seeds that have no outcome: they are named, and are in no mean; with a ``footprint`` CO2e and cost are reported;
+    ``missing`` are the arms and seeds that have not ended yet.
 
     Raises ValueError when there is no outcome, an arm has two outcomes for a seed or describes itself in two ways, or a
     stage is charged twice to one outcome, is not in ``rows`` or has no rows.
@@ -67,6 +68,7 @@ class Comparison:
     footprint: Footprint | None = None
     confidence: float = 0.95
     baselines: tuple[str, ...] = ()
+    missing: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.outcomes:
@@ -86,8 +88,9 @@ class Comparison:
                 raise ValueError(f"{where}: has two outcomes; keep one")
             seen.add((outcome.arm, outcome.seed))
             self._check_stages(outcome, where)
-        if unknown := [name for name in self.baselines if name not in kinds]:
-            raise ValueError(f"comparison {self.name!r}: the baseline {unknown[0]!r} is none of the arms {[*kinds]}")
+        arms = [*kinds, *(arm for arm, _ in self.missing if arm not in kinds)]
+        if unknown := [name for name in self.baselines if name not in arms]:
+            raise ValueError(f"comparison {self.name!r}: the baseline {unknown[0]!r} is none of the arms {arms}")
 
     def _check_stages(self, outcome: Outcome | DivergedOutcome, where: str) -> None:
         if not outcome.stages or len(set(outcome.stages)) != len(outcome.stages):
@@ -97,6 +100,12 @@ class Comparison:
                 raise ValueError(
                     f"{where}: is charged for stage {stage!r}, which has no ledger rows; run it, or read its ledger"
                 )
+
+    @property
+    def runs_ended(self) -> str | None:
+        """How many arms and seeds have ended, for a reader; None: all have."""
+        ended = len(self.outcomes) + len(self.diverged)
+        return f"{ended} of {ended + len(self.missing)} runs have ended" if self.missing else None
 
     def charged_rows(self, outcome: Outcome | DivergedOutcome) -> list[LedgerRow]:
         """The rows of all stages that an outcome is charged for, in the order of its stages."""

@@ -107,6 +107,7 @@ def to_json(comparison: Comparison, path: Path) -> None:
         "diverged": [_diverged_tree(comparison, outcome) for outcome in comparison.diverged],
         "sentences": sentences(comparison),
         "notes": list(comparison.notes),
+        "missing": [{"arm": arm, "seed": seed} for arm, seed in comparison.missing],
     }
     write_text(path, json.dumps(tree, indent=2, allow_nan=False) + "\n")
 

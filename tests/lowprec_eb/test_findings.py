@@ -123,8 +123,8 @@ def test_the_correction_is_over_all_tests_and_says_what_is_left() -> None:
     smallest = min(test.accuracy.p_equal for test in tests)
     assert min(test.holm_equal for test in tests) == pytest.approx(len(tests) * smallest)
     assert [holds_for_all(test) for test in tests if test.accuracy.verdict == "equal"] == [False]
-    assert "These are 6 tests" in said(comparison, "These are")
-    assert said(comparison, "These are").endswith("after Holm's correction: 0 of 1.")
+    assert "Tests made: 6," in said(comparison, "Tests made")
+    assert said(comparison, "Tests made").endswith("after Holm's correction: 0 of 1.")
     alone = built(FULL, FULL8)
     assert holds_for_all(find(alone).tests[0])
     assert said(alone, "These are").endswith("after Holm's correction: 1 of 1 (full8 against full).")
