@@ -127,7 +127,7 @@ def test_the_correction_is_over_all_tests_and_says_what_is_left() -> None:
     assert said(comparison, "Tests made").endswith("after Holm's correction: 0 of 1.")
     alone = built(FULL, FULL8)
     assert holds_for_all(find(alone).tests[0])
-    assert said(alone, "These are").endswith("after Holm's correction: 1 of 1 (full8 against full).")
+    assert said(alone, "Tests made").endswith("after Holm's correction: 1 of 1 (full8 against full).")
     assert "equal \N{DOUBLE DAGGER}" in printed(alone)
     assert "equal \N{DOUBLE DAGGER}" not in printed(comparison)
 
