@@ -1,8 +1,9 @@
 """Counts of models that differ from a counted one in few modules: those alone are counted again.
 
 A module that takes and gives tensors of the same shapes as before leaves the work of all others as it was. Counted by
-itself it has the rows that it has within its model, which is checked once for each place that is replaced; where that
-or the shapes do not hold, the whole model is counted.
+itself it has the rows that it has within its model, which is checked once for modules of the same classes; where that
+or the shapes do not hold, or something in it is called from elsewhere too, the whole model is counted. Not seen is a
+model whose own forward reads the tensors of a module, rather than what it gives.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from itertools import chain
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,8 @@ from energy_models import ElementOps, Gemm, OpCounts, Operand, Zeros, count
 from lowprec_eb.layers import LoweredModule
 from lowprec_eb.precision import Precision
 
-Own = tuple[type[nn.Module], Precision | None, Hashable, Hashable]
+_Tensors = tuple[tuple[str, tuple[tuple[int, ...], torch.dtype, bool] | None], ...]  # shape, and whether it learns
+Own = tuple[type[nn.Module], Precision | None, Hashable, _Tensors]
 Form = dict[str, Own]  # what decides how much each module computes, by its name
 _PLAIN = (bool, int, float, str, tuple, type(None))
 _LOSS = "loss"  # the layer that `count` names so
@@ -46,21 +49,23 @@ def _own_form(module: nn.Module, training: bool) -> Own:
     return type(module), precision, plain, tensors
 
 
-@dataclass(frozen=True)
-class _Passed:
-    """What goes through a module in its one call: shapes of its input and its output."""
+class _Flow(NamedTuple):
+    """A tensor between modules."""
 
-    taken: tuple[int, ...]
-    given: tuple[int, ...]
+    shape: tuple[int, ...]
     dtype: torch.dtype
     wants_gradient: bool
 
 
-@dataclass(frozen=True, eq=False)
-class _Counted:
-    form: Form
-    counts: OpCounts
-    passed: Mapping[str, _Passed]
+@dataclass(frozen=True)
+class _Passed:
+    """What goes through a module in its one call."""
+
+    taken: _Flow
+    given: _Flow
+
+
+_Call = tuple[str, _Passed | None]  # caller; None: not one tensor in and one out, or it writes into what it takes
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,25 @@ class _Part:
 
     def owns(self, layer: str) -> bool:
         return any(layer == name or layer.startswith(f"{name}.") for name in self.names)
+
+
+@dataclass(frozen=True, eq=False)
+class _Counted:
+    form: Form
+    counts: OpCounts
+    passed: Mapping[str, _Passed]
+    callers: Mapping[str, Sequence[str]]  # of a module, by each of its calls
+
+    def ends(self, part: _Part) -> _Passed | None:
+        """What ``part`` takes and gives; None: some of it is called from elsewhere too, or not in the order in which
+        its owner has it."""
+        first, last = (self.passed.get(name) for name in (part.names[0], part.names[-1]))
+        in_order = not part.children or part.owner in self.passed
+        if first is None or last is None or not in_order:
+            return None
+        inside = (by for name, by in self.callers.items() if part.owns(name) and name not in part.names)
+        once = all(len(self.callers[name]) == 1 for name in part.names)
+        return _Passed(first.taken, last.given) if once and all(map(part.owns, chain(*inside))) else None
 
 
 class Recounting:
@@ -123,39 +147,38 @@ class Recounting:
         return found.counts
 
     def _whole(self, model: nn.Module, form: Form) -> _Counted:
-        counts, passed = self._run(model, torch.empty(self._images, device="meta"), self._loss)
-        return _Counted(form, counts, passed)
+        return _Counted(form, *self._run(model, torch.empty(self._images, device="meta"), self._loss))
 
     def _run(
         self, model: nn.Module, example: Tensor, loss: Callable[[Tensor], Tensor]
-    ) -> tuple[OpCounts, dict[str, _Passed]]:
+    ) -> tuple[OpCounts, dict[str, _Passed], dict[str, list[str]]]:
         with _watching(model) as calls:
             counts = count(model, example, training=self._training, loss=loss)
-        passed = {name: of[0] for name, of in calls.items() if len(of) == 1 and of[0] is not None}
-        return _at_any_weights(counts), passed
+        passed = {name: of[0][1] for name, of in calls.items() if len(of) == 1 and of[0][1] is not None}
+        return _at_any_weights(counts), passed, {name: [by for by, _ in of] for name, of in calls.items()}
 
     def _with(self, known: _Counted, parts: Sequence[_Part], model: nn.Module, form: Form) -> _Counted | None:
         """The known counts with ``parts`` counted anew; None: they cannot be replaced by themselves."""
         counts, passed = known.counts, dict(known.passed)
         for part in parts:
-            first, last = (known.passed.get(name) for name in (part.names[0], part.names[-1]))
-            if first is None or last is None:
+            ends = known.ends(part)
+            if ends is None or (self._training and not _learns(part, form, ends)):
                 return None
-            rows, inside = self._alone(part, model, form, first)
+            rows, inside = self._alone(part, model, form, ends.taken)
             spliced = _spliced(counts, rows, part)
-            if spliced is None or inside[""].given != last.given:
+            if spliced is None or inside[""].given != ends.given:
                 return None
             counts = spliced
             passed = {name: of for name, of in passed.items() if not part.owns(name)}
             passed |= {part.within(name): of for name, of in inside.items() if part.owns(part.within(name))}
-        return _Counted(form, counts, passed)
+        return _Counted(form, counts, passed, known.callers)
 
-    def _alone(self, part: _Part, model: nn.Module, form: Form, first: _Passed) -> tuple[OpCounts, dict[str, _Passed]]:
+    def _alone(self, part: _Part, model: nn.Module, form: Form, taken: _Flow) -> tuple[OpCounts, dict[str, _Passed]]:
         """The rows of a part by itself, and what passes its modules; equal parts are counted once."""
-        key = (_shape(part, form), replace(first, given=()))
+        key = (_shape(part, form), taken)
         if key not in self._parts:
-            example = torch.empty(first.taken, dtype=first.dtype, device="meta", requires_grad=first.wants_gradient)
-            self._parts[key] = self._run(part.module(model), example, _any_loss)
+            example = torch.empty(taken.shape, dtype=taken.dtype, device="meta", requires_grad=taken.wants_gradient)
+            self._parts[key] = self._run(part.module(model), example, _any_loss)[:2]
         return self._parts[key]
 
 
@@ -201,10 +224,16 @@ def _shape(part: _Part, form: Form) -> Hashable:
     return tuple((name.removeprefix(part.owner), own) for name, own in form.items() if part.owns(name))
 
 
+def _learns(part: _Part, form: Form, ends: _Passed) -> bool:
+    """Whether a gradient goes on to what follows, as it did, and there is one to count."""
+    own = any(of[2] for name, (*_, tensors) in form.items() if part.owns(name) for _, of in tensors if of is not None)
+    return ends.given.wants_gradient and (own or ends.taken.wants_gradient)
+
+
 def _kind(part: _Part, form: Form, known: _Counted) -> Hashable:
     """The classes of its modules, and whether what is in front of it learns."""
-    first = known.passed.get(part.names[0])
-    return first is not None and first.wants_gradient, tuple(own[0] for name, own in form.items() if part.owns(name))
+    first, classes = known.passed.get(part.names[0]), tuple(own[0] for name, own in form.items() if part.owns(name))
+    return first is not None and first.taken.wants_gradient, classes
 
 
 # ---- rows --------------------------------------------------------------------------------------------------------
@@ -245,15 +274,21 @@ def _all_elements(operand: Operand) -> Operand:
 
 
 @contextmanager
-def _watching(model: nn.Module) -> Iterator[dict[str, list[_Passed | None]]]:
-    """What passes each module while it is counted, call by call; None: not one tensor in and one out."""
-    calls: dict[str, list[_Passed | None]] = {}
+def _watching(model: nn.Module) -> Iterator[dict[str, list[_Call]]]:
+    """The calls of each module while it is counted."""
+    calls: dict[str, list[_Call]] = {}
+    running: list[tuple[str, int | None]] = [("", None)]  # modules, with the version of what they have taken
     handles: list[RemovableHandle] = []
     for name, module in model.named_modules():
 
-        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, name: str = name) -> None:
-            calls.setdefault(name, []).append(_passed(args, kwargs, output))
+        def begin(_: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+            running.append((name, args[0]._version if args and isinstance(args[0], Tensor) else None))
 
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            name, version = running.pop()
+            calls.setdefault(name, []).append((running[-1][0], _passed(args, kwargs, output, version)))
+
+        handles.append(module.register_forward_pre_hook(begin))
         handles.append(module.register_forward_hook(note, with_kwargs=True))
     try:
         yield calls
@@ -262,8 +297,11 @@ def _watching(model: nn.Module) -> Iterator[dict[str, list[_Passed | None]]]:
             handle.remove()
 
 
-def _passed(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> _Passed | None:
+def _passed(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, version: int | None) -> _Passed | None:
     if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
         return None
-    taken = args[0]
-    return _Passed(tuple(taken.shape), tuple(output.shape), taken.dtype, taken.requires_grad)
+    return _Passed(_flow(args[0]), _flow(output)) if args[0]._version == version else None
+
+
+def _flow(tensor: Tensor) -> _Flow:
+    return _Flow(tuple(tensor.shape), tensor.dtype, tensor.requires_grad)

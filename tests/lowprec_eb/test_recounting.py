@@ -114,3 +114,57 @@ def test_a_part_that_gives_another_shape_is_not_replaced_alone():
         model = nn.Sequential(inner, nn.Sequential(*(nn.ReLU() for _ in range(9))), head)
         model(torch.zeros(IMAGES))
         assert counts.of(model, IMAGES, training=True).macs == whole(model, IMAGES, True).macs
+
+
+class Block(nn.Module):
+    """Not replaced alone where it writes into what it takes."""
+
+    def __init__(self, width, first=None):
+        super().__init__()
+        self.first, self.a, self.b = first, nn.Conv2d(3, width, 1), nn.Conv2d(width, 3, 1)
+
+    def forward(self, x):
+        return self.b(self.a(x if self.first is None else self.first(x)))
+
+
+class Sliced(nn.Module):
+    """Calls the modules of a Sequential, with something between them."""
+
+    def __init__(self, width):
+        super().__init__()
+        of = nn.Conv2d(3, width, 1), nn.BatchNorm2d(width), nn.ReLU(), nn.Linear(width, 3)
+        self.layers, self.more = nn.Sequential(*of), nn.Sequential(*(nn.ReLU() for _ in range(12)))
+
+    def forward(self, x):
+        return self.more(self.layers[3](self.layers[:3](x).mean((2, 3))))
+
+
+def chain(*blocks, frozen=(), before=False):
+    """The blocks, and enough behind them that they are the smaller part."""
+    for place in frozen:
+        blocks[place].requires_grad_(False)
+    more = nn.Sequential(*(nn.ReLU() for _ in range(12)), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(nn.Conv2d(3, 3, 1) if before else nn.Identity(), nn.Sequential(*blocks), more)
+
+
+def with_common_relu(one, two):
+    """Two chains of the same classes; a module stands twice in the second one."""
+    relu = nn.ReLU()
+    first = nn.Sequential(nn.Conv2d(3, one, 1), nn.ReLU(), nn.Conv2d(one, 3, 1))
+    return chain(first, nn.Sequential(nn.Conv2d(3, two, 1), relu, nn.Conv2d(two, 3, 1), relu), before=True)
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        [chain(Block(4), Block(5)), chain(Block(6), Block(5)), chain(Block(6), Block(5), frozen=[0])],
+        [chain(Block(4), Block(width, nn.ReLU(inplace=True)), before=True) for width in (4, 6)],
+        [Sliced(4), Sliced(6)],
+        [with_common_relu(4, 4), with_common_relu(6, 4), with_common_relu(6, 5)],
+    ],
+    ids=["frozen afterwards", "writes into its input", "called one by one", "called twice"],
+)
+def test_modules_that_cannot_be_counted_by_themselves_are_counted_as_a_whole(models):
+    counts = BatchCounts()
+    for model in models:
+        assert counts.of(model, IMAGES, training=True) == whole(model, IMAGES, True)
