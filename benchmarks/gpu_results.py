@@ -67,8 +67,8 @@ class Results:
             return
         comparison = so_far(self._with_data, everything)
         notes = (*([] if self.origin.note is None else [self.origin.note]), *comparison.notes)
+        self._record()  # first: a comparison must never stand there without saying of what it is
         save_comparison(replace(comparison, notes=notes), self.folder)
-        self._record()
         whole = load_comparison(self.folder)
         self.results = results_of(whole)
         self._tables(whole)

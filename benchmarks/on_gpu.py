@@ -142,12 +142,12 @@ def collect(setting: Setting) -> None:
 def pack(results: Path, out: Path) -> None:
     """One archive of all results in ``out``, whole or not at all."""
     out.mkdir(parents=True, exist_ok=True)
-    fresh = results.parent / f"{ARCHIVE}.new"
+    fresh = out / f"{ARCHIVE}.new"  # beside it: a move between file systems may stop half-way
     with tarfile.open(fresh, "w:gz") as archive:
         archive.add(results, "results")
     if fresh.stat().st_size > _LARGEST_BYTES:
         say(f"{ARCHIVE} has {fresh.stat().st_size / 2**20:.1f} MiB, more than may come back from some machines")
-    shutil.move(fresh, out / ARCHIVE)
+    fresh.replace(out / ARCHIVE)
 
 
 def restore(results: Path, places: Iterable[Path | None]) -> None:
@@ -251,7 +251,7 @@ def _data(supplies: Path | None) -> Cifar10 | None:
         return None
     try:
         found = find_cifar10(supplies)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         say(f"cells: {error}")
         return None
     say(f"data: {found.root}" + (f". {found.note}" if found.note else ""))
@@ -285,7 +285,7 @@ def main(
         with FileLock(work / "lock", timeout=0):
             restore(work / "results", (earlier, out))
             setting = Setting(device, work, work / "results", supplies, _data(supplies), cells, commit())
-            every = [of for of in pieces(setting) if any(fnmatch(of.name, p) for p in chosen.split())]
+            every = _chosen(pieces(setting), chosen)
             write_text(setting.results / "machine.json", json.dumps(machine(), indent=1) + "\n")
             record = Pieces(setting.results, sources(), setting.commit)
             status = _call(every, record, setting, out, begin + piece_seconds - min(_REPORT_S, piece_seconds / 4))
@@ -293,6 +293,14 @@ def main(
         say(f"another call is at work in {work}")
         raise typer.Exit(2) from None
     raise typer.Exit(status)
+
+
+def _chosen(every: Sequence[Piece], patterns: str) -> list[Piece]:
+    found = [of for of in every if any(fnmatch(of.name, pattern) for pattern in patterns.split())]
+    if not found:
+        say(f"PIECES={patterns!r}: no piece has such a name; there are {', '.join(of.name for of in every)}")
+        raise typer.Exit(2)
+    return found
 
 
 def _call(every: Sequence[Piece], record: Pieces, setting: Setting, out: Path, deadline: float) -> int:

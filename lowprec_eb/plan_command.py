@@ -68,6 +68,8 @@ def estimate(
     """
     console = new_console()
     with explained(console):
+        if json is not None and json == csv:
+            raise ValueError(f"--json, --csv: both are to be written to {json}; give two files")
         if "pipelines" in top_keys(config):
             if plot:
                 raise ValueError(f"{config}: is a comparison; --plot is for plan files")

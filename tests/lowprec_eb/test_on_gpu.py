@@ -344,6 +344,22 @@ def test_a_stage_trained_again_elsewhere_is_charged_as_it_was(kept, tmp_path):
     assert len(results.provenance["made_by"]) == 2
 
 
+def test_a_comparison_never_stands_without_saying_of_what_it_is(kept, tmp_path, monkeypatch):
+    import gpu_results
+    from gpu_cells import Group, run_group
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    config, results = kept()
+    with monkeypatch.context() as patched:
+        patched.setattr(gpu_results, "load_comparison", killed)  # what comes first after it is saved
+        patched.setattr(gpu_results.Results, "_record", killed)
+        run_group(config, Group("g", "", ("full fp32",)), results, tmp_path, Silent())
+    monkeypatch.setattr(gpu_results, "software_fingerprint", lambda: "other")
+    assert kept()[1].finished == set()
+
+
 def test_out_of_time_leaves_what_is_known(kept, tmp_path):
     from gpu_cells import Clock, Group, run_group
 
@@ -387,6 +403,37 @@ def test_a_folder_without_data_says_what_is_looked_for(benchmarks, tmp_path):
 
     with pytest.raises(FileNotFoundError, match="has no CIFAR-10: neither data_batch_"):
         find_cifar10(tmp_path)
+
+
+def test_damaged_data_keep_no_check_from_running(benchmarks, tmp_path, capsys):
+    import on_gpu
+
+    cifar_binary(tmp_path / "cifar-10-batches-bin", 4)
+    (tmp_path / "cifar-10-batches-bin" / "data_batch_1.bin").write_bytes(bytes(3000))
+    assert on_gpu._data(tmp_path) is None
+    assert "data_batch_1.bin" in capsys.readouterr().out
+
+
+def test_pieces_that_there_are_not(benchmarks, capsys):
+    import on_gpu
+    from gpu_pieces import Piece
+
+    assert [of.name for of in on_gpu._chosen([Piece("one", ()), Piece("two", ())], "three t*")] == ["two"]
+    with pytest.raises(on_gpu.typer.Exit) as ended:
+        on_gpu._chosen([Piece("one", ())], "three")
+    assert ended.value.exit_code == 2
+    assert "PIECES='three': no piece has such a name; there are one" in capsys.readouterr().out
+
+
+def test_the_archive_is_replaced_as_a_whole(benchmarks, tmp_path, monkeypatch):
+    import on_gpu
+
+    (tmp_path / "work" / "results").mkdir(parents=True)
+    # As between two file systems, killed half-way.
+    monkeypatch.setattr("shutil.move", lambda source, target: Path(target).write_bytes(b"half"))
+    on_gpu.pack(tmp_path / "work" / "results", tmp_path / "out")
+    assert unpacked(tmp_path / "out", tmp_path / "again").is_dir()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [on_gpu.ARCHIVE]
 
 
 def test_wheels_of_what_is_missing_are_installed(benchmarks, tmp_path, monkeypatch):

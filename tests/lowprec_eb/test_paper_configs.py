@@ -229,6 +229,8 @@ def test_image_folders_have_the_size_of_the_published_table_or_none():
 
 
 def test_options_of_the_other_kind_of_file_are_refused(tmp_path):
+    result, text = estimate(tiny(tmp_path), "--json", tmp_path / "same", "--csv", tmp_path / "same")
+    assert result.exit_code == 2 and "give two files" in text
     result, text = estimate(tiny(tmp_path), "--plot")
     assert result.exit_code != 0
     assert "is for plan files" in text
