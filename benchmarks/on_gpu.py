@@ -12,7 +12,8 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.metadata import distributions
@@ -150,18 +151,29 @@ def pack(results: Path, out: Path) -> None:
     fresh.replace(out / ARCHIVE)
 
 
-def restore(results: Path, places: Iterable[Path | None]) -> None:
-    """On a fresh machine, begin with the results of an earlier call, in the first place that has them."""
+def restore(results: Path, out: Path, earlier: Path | None) -> None:
+    """On a fresh machine, begin with the results of an earlier call: those in ``out``, which are the later ones and
+    would be overwritten, else those in ``earlier``.
+
+    Raises:
+        typer.Exit: they cannot be read. To begin anew instead would take hours for what is there.
+    """
     if results.exists():
         return
-    for place in places:
-        if place is not None and (place / ARCHIVE).is_file():
-            with tempfile.TemporaryDirectory(dir=results.parent) as half, tarfile.open(place / ARCHIVE) as archive:
-                archive.extractall(half, filter="data")
-                (Path(half) / "results").rename(results)  # whole or not at all
-            say(f"goes on from {place / ARCHIVE}")
+    path = out / ARCHIVE
+    if not path.exists():
+        if earlier is None:
+            results.mkdir(parents=True)
             return
-    results.mkdir(parents=True)
+        path = earlier / ARCHIVE
+    try:
+        with tempfile.TemporaryDirectory(dir=results.parent) as half, tarfile.open(path) as archive:
+            archive.extractall(half, filter="data")
+            (Path(half) / "results").rename(results)  # whole or not at all
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        say(f"{path} does not give what an earlier call has left ({error}): fetch it again, or begin without it")
+        raise typer.Exit(2) from None
+    say(f"goes on from {path}")
 
 
 def sources() -> str:
@@ -283,7 +295,7 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(work / "lock", timeout=0):
-            restore(work / "results", (earlier, out))
+            restore(work / "results", out, earlier)
             setting = Setting(device, work, work / "results", supplies, _data(supplies), cells, commit())
             every = _chosen(pieces(setting), chosen)
             write_text(setting.results / "machine.json", json.dumps(machine(), indent=1) + "\n")

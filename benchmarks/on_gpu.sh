@@ -7,7 +7,8 @@
 # OUT       receives small files: report.md, results.tar.gz and a few pictures.
 # SUPPLIES  a folder with CIFAR-10 (binary or Python layout, or cifar-10-jpeg.tar.gz) and, in it or in its folder wheels,
 #           wheels of what the machine lacks (make gpu-wheels). Nothing is downloaded.
-# EARLIER   OUT of an earlier call, on a machine that is gone: what is finished there is not run again.
+# EARLIER   OUT of an earlier call, on a machine that is gone: what is finished there is not run again. Of no use where
+#           OUT has results already, which are gone on with.
 #
 # DEVICE=cpu rehearses on a CPU with small stand-ins. WORK: folder for checkpoints, build/on_gpu. PIECE_SECONDS: of a
 # call, 560. PIECES="gpu_tests cells_*": only these. CELLS: another list of cells. COMMIT: for the record, without git.

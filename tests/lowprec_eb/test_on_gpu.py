@@ -141,13 +141,13 @@ def _on_another_machine(tmp_path, comparison):
 
     results = tmp_path / "fresh" / "results"
     results.parent.mkdir()
-    restore(results, (None, tmp_path / "nothing", tmp_path / "out"))
+    restore(results, tmp_path / "out", tmp_path / "nothing")  # the later ones
     again = load_comparison(results / "runs" / "tiny")
     assert again.outcomes == comparison.outcomes and again.rows == comparison.rows
     record = Pieces(results, "a", "0123456789")
     assert all(record.is_settled(Piece(f"cells_{name}", ())) for name in ("first", "controls"))
     (results / "pieces.json").unlink()
-    restore(results, (tmp_path / "out",))  # what this machine has goes first
+    restore(results, tmp_path / "out", None)  # what this machine has goes first
     assert not (results / "pieces.json").exists()
 
 
@@ -423,6 +423,29 @@ def test_pieces_that_there_are_not(benchmarks, capsys):
         on_gpu._chosen([Piece("one", ())], "three")
     assert ended.value.exit_code == 2
     assert "PIECES='three': no piece has such a name; there are one" in capsys.readouterr().out
+
+
+def test_results_of_an_earlier_call_are_taken_or_missed_aloud(benchmarks, tmp_path, capsys):
+    import on_gpu
+
+    work, out, earlier = (tmp_path / name for name in ("work", "out", "earlier"))
+    results = work / "results"
+    results.mkdir(parents=True)
+    (results / "found").touch()
+    on_gpu.pack(results, earlier)
+    for broken in (None, (earlier / on_gpu.ARCHIVE).read_bytes()[:60], b"text"):
+        place = tmp_path / "broken"
+        place.mkdir(exist_ok=True)
+        if broken is not None:
+            (place / on_gpu.ARCHIVE).write_bytes(broken)
+        with pytest.raises(on_gpu.typer.Exit) as ended:
+            on_gpu.restore(work / "again", out, place)
+        assert ended.value.exit_code == 2 and not (work / "again").exists()
+        assert "begin without it" in capsys.readouterr().out
+    on_gpu.restore(work / "again", out, earlier)
+    assert (work / "again" / "found").is_file()
+    on_gpu.restore(work / "anew", out, None)
+    assert not list((work / "anew").iterdir())
 
 
 def test_the_archive_is_replaced_as_a_whole(benchmarks, tmp_path, monkeypatch):
