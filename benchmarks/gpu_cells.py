@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from gpu_data import Cifar10, find_cifar10
-from gpu_results import Origin, Results
+from gpu_results import Origin, Results, finished_runs
 
 from energy_models import LedgerRow, settled
 from energy_models.ledger import Ledger
@@ -141,6 +141,11 @@ def run_group(config: Config, group: Group, results: Results, work: Path, clock:
     return True
 
 
+def is_whole(config: Config, group: Group, results: Path) -> bool:
+    """Whether every arm of a group is among the results of these settings."""
+    return {(seed, arm) for seed in config.seeds for arm in group.arms} <= finished_runs(config, results)
+
+
 def _so_far(seed: int, arm: str, stage: Stage | None, store: Path) -> dict[str, Any]:
     """The epochs of the stage that was interrupted: more of it is known than that it is not finished."""
     tree: dict[str, Any] = {"seed": seed, "arm": arm}
@@ -160,7 +165,8 @@ def _so_far(seed: int, arm: str, stage: Stage | None, store: Path) -> dict[str, 
     return tree | {"phase": stage.phase, "last_epoch": stage.epochs.stop - 1, "epochs": epochs}
 
 
-def _config(cells: Cells, group: Group, data: Cifar10, device: str | None) -> Config:
+def config_on(cells: Cells, group: Group, data: Cifar10, device: str | None) -> Config:
+    """The comparison of a group with these data, on ``device`` (None: its own)."""
     chosen = [] if device is None else [f"device={device}"]
     return cells.config_of(group, [*data.overrides, *chosen, "workers=1"])  # a meter sees all that the GPU does
 
@@ -180,7 +186,7 @@ def main(
     with explained(new_console()):
         known, found = load_cells(cells), find_cifar10(data)
         chosen = known.group(group)
-        config = _config(known, chosen, found, device)
+        config = config_on(known, chosen, found, device)
         task = load_task(config.task, config.device)
         typer.echo(f"{found.root}: {task.samples}" + (f". {found.note}" if found.note else ""))
         name = torch.cuda.get_device_name() if config.device == "cuda" else "cpu"

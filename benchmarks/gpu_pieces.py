@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -28,6 +28,7 @@ class Piece:
 
     seconds: about what it takes on a GPU. goes_on: run again it goes on where it was, so any time is worth it; it may
     end by itself with status 75, which asks for another call. needs: packages. environment: None removes a variable.
+    stands: asked once it is done, whether its results are still those that are wanted.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Piece:
     goes_on: bool = False
     needs: tuple[str, ...] = ()
     environment: Mapping[str, str | None] = field(default_factory=dict)
+    stands: Callable[[], bool] = lambda: True
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,11 @@ class Pieces:
         self.logs.mkdir(parents=True, exist_ok=True)
 
     def is_settled(self, piece: Piece) -> bool:
-        """Whether it is done, or failed with these very sources: run again it would fail alike."""
+        """Whether it is done and stands, or failed with these very sources: run again it would fail alike."""
         ending = self.endings.get(piece.name)
         if ending is None or ending.state == "unfinished":
             return False
-        return ending.state == "done" or ending.sources == self.sources
+        return piece.stands() if ending.state == "done" else ending.sources == self.sources
 
     def why_not(self, piece: Piece, left_s: float, fresh: bool) -> str | None:
         """Why it is not to be begun now; None: begin. ``fresh``: nothing has run in this call."""

@@ -109,9 +109,9 @@ def _comparison(folder: Path) -> Iterator[str]:
     provenance = folder / PROVENANCE
     yield f"## {folder.name if provenance.is_file() else comparison.name}"
     if is_set_aside(folder):
-        yield f"Of {comparison.name}, set aside: made with other sources, settings or images than what came after it."
+        yield f"Of {comparison.name}, set aside: made with other settings or images than what came after it."
     if provenance.is_file():
-        yield "\n".join(f"Commit {of['commit'][:_SHORT]} on {of['device']}." for of in _read(provenance)["made_by"])
+        yield _made(_read(provenance)["made"])
     if config is not None:
         task = config.task
         sizes = ", ".join(f"{count:,} {split}" for split, count in comparison.splits.items())
@@ -120,7 +120,7 @@ def _comparison(folder: Path) -> Iterator[str]:
     if comparison.runs_ended is not None:
         yield f"Not finished: {comparison.runs_ended}."
     yield f"Modelled: nominal, of everything, under {comparison.profile.rstrip('.')}. Measured: what this machine took."
-    yield _arms(comparison)
+    yield _arms(comparison, _devices(folder))
     if provenance.is_file():
         published = _read(provenance).get("published")
         yield _paper(paper_form(comparison, published, None if config is None else config.ticket.ratio))
@@ -128,7 +128,27 @@ def _comparison(folder: Path) -> Iterator[str]:
         yield _unfinished(_read(unfinished))
 
 
-def _arms(comparison: Comparison) -> str:
+def _made(runs: Sequence[dict[str, Any]]) -> str:
+    """Which arms are of which commit and device."""
+    found: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for of in runs:
+        found.setdefault((of["commit"][:_SHORT], of["device"]), {}).setdefault(of["arm"], []).append(str(of["seed"]))
+    if len(found) == 1:
+        ((commit, device),) = found
+        return f"Commit {commit} on {device}."
+    listed = {
+        by: ", ".join(f"{arm} (seed {', '.join(seeds)})" for arm, seeds in arms.items()) for by, arms in found.items()
+    }
+    return "\n".join(f"- Commit {commit} on {device}: {told}." for (commit, device), told in listed.items())
+
+
+def _devices(folder: Path) -> set[str]:
+    """On which the arms were run; a comparison without such a record is of one call."""
+    path = folder / PROVENANCE
+    return {of["device"] for of in _read(path)["made"]} if path.is_file() else set()
+
+
+def _arms(comparison: Comparison, devices: set[str]) -> str:
     by_arm: dict[str, list[Outcome]] = {}
     for outcome in comparison.outcomes:
         by_arm.setdefault(outcome.arm, []).append(outcome)
@@ -141,7 +161,7 @@ def _arms(comparison: Comparison) -> str:
                 *(arm.arm, ", ".join(str(seed.seed) for seed in arm.seeds), percent_text(arm.test_accuracy)),
                 *(tickets if any(seed.ticket for seed in arm.seeds) else "", f"{100 * arm.flops_left:.0f}"),
                 *(energy_text(arm.energy.nominal_j), ABSENT if took is None else took.text),
-                *("" if arm.vs_full is None else ratio_text(arm.vs_full), _of_dense(took, comparison, by_arm)),
+                *("" if arm.vs_full is None else ratio_text(arm.vs_full), _of_dense(took, comparison, by_arm, devices)),
                 f"{arm.duration_s:.0f}",
             )
         )
@@ -149,7 +169,11 @@ def _arms(comparison: Comparison) -> str:
     return markdown_table((*heads, "modelled, of dense", "measured, of dense", "seconds"), rows)
 
 
-def _of_dense(took: Measured | None, comparison: Comparison, by_arm: dict[str, list[Outcome]]) -> str:
+def _of_dense(
+    took: Measured | None, comparison: Comparison, by_arm: dict[str, list[Outcome]], devices: set[str]
+) -> str:
+    if len(devices) > 1:
+        return "other device"
     dense = next((of for of in by_arm.values() if (of[0].pipeline, of[0].precision) == ("full", "fp32")), None)
     base = None if dense is None else mean_measured([measured(comparison.charged_rows(of)) for of in dense])
     return "" if took is None or base is None else f"x{took.energy_j / base.energy_j:.3f}"

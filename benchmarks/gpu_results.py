@@ -22,7 +22,7 @@ from lowprec_eb.published import Table, early_bird_paper
 from lowprec_eb.report import Comparison, PaperTable, paper_table, to_csv, to_json, write_paper_table
 from lowprec_eb.report.saved import FILE, STAGES, load_comparison, save_comparison
 from lowprec_eb.strict_config import digest, to_plain
-from lowprec_eb.versions import software_fingerprint, versions
+from lowprec_eb.versions import versions
 
 PROVENANCE, UNFINISHED = "provenance.json", "unfinished.json"
 _ANY_ARM = ArmSettings("any", "full")
@@ -40,7 +40,11 @@ class Origin:
 
 
 class Results:
-    """The finished arms of one comparison in a folder. What other sources, settings or data have made is set aside."""
+    """The finished arms of one comparison in a folder. What other settings or data have made is set aside.
+
+    Arms may be of several commits and devices, since the cells take many sittings; each says of which. A stage is of
+    one: its name is a hash of the sources too, so none goes on under others.
+    """
 
     def __init__(self, config: Config, root: Path, origin: Origin, published: str | None = None) -> None:
         self._with_data = config
@@ -67,7 +71,7 @@ class Results:
             return
         comparison = so_far(self._with_data, everything)
         notes = (*([] if self.origin.note is None else [self.origin.note]), *comparison.notes)
-        self._record()  # first: a comparison must never stand there without saying of what it is
+        self._record(result)  # first: a comparison must never stand there without saying of what it is
         save_comparison(replace(comparison, notes=notes), self.folder)
         whole = load_comparison(self.folder)
         self.results = results_of(whole)
@@ -83,33 +87,24 @@ class Results:
 
     # ---- parts ---------------------------------------------------------------------------------------------------
 
-    def _identity(self) -> dict[str, str]:
-        shared = replace(self.config, pipelines=(_ANY_ARM,), seeds=(0,), baselines=())
-        return {"settings": digest(shared), "data": self.origin.data, "software": software_fingerprint()}
-
     def _begin(self) -> dict[str, Any]:
-        path, identity = self.folder / PROVENANCE, self._identity()
-        fresh: dict[str, Any] = {"identity": identity, "made_by": []}
+        path = self.folder / PROVENANCE
+        identity = {"settings": _settings(self.config), "data": self.origin.data}
+        fresh: dict[str, Any] = {"identity": identity, "made": []}
         if not path.is_file():
             return fresh
         known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if known["identity"] == identity and self._same_arms():
+        if known["identity"] == identity and _same_arms(self.config, self.folder):
             return known
         aside = _unused(self.folder.with_name(f"{self.folder.name}-{digest(known['identity'])}"))
         self.folder.rename(aside)
         return fresh
 
-    def _same_arms(self) -> bool:
-        """Whether the arms that are recorded are defined now as they were."""
-        recorded = recorded_config(self.folder)
-        now = {arm.name: arm for arm in self.config.pipelines}
-        return recorded is not None and all(now.get(arm.name) == arm for arm in recorded.pipelines)
-
-    def _record(self) -> None:
+    def _record(self, result: ArmResult) -> None:
         self.provenance["published"] = self.published
+        of = {"arm": result.outcome.arm, "seed": result.outcome.seed}
         by = {"device": self.origin.device, "commit": self.origin.commit, "versions": versions()}
-        if by not in self.provenance["made_by"]:
-            self.provenance["made_by"].append(by)
+        self.provenance["made"].append(of | by)
         write_text(self.folder / PROVENANCE, json.dumps(self.provenance, indent=1) + "\n")
         write_text(self.folder / CONFIG_FILE, json.dumps({"config": to_plain(self.config)}, indent=1) + "\n")
 
@@ -125,6 +120,30 @@ class Results:
         to_csv(comparison, self.folder / "summary.csv")
         to_json(comparison, self.folder / "summary.json")
         write_paper_table(paper_form(comparison, self.published, self.config.ticket.ratio), self.folder)
+
+
+def finished_runs(config: Config, root: Path) -> set[tuple[int, str]]:
+    """Seed and name of the arms in ``root`` that a comparison with these settings need not run again, whatever the
+    data; none if what is there has other settings."""
+    folder = root / "runs" / config.name
+    if not (folder / FILE).is_file() or not (folder / PROVENANCE).is_file():
+        return set()
+    known = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["identity"]["settings"]
+    if known != _settings(replace(config, task=replace(config.task, data_root=None))) or not _same_arms(config, folder):
+        return set()
+    return {(of.outcome.seed, of.outcome.arm) for of in results_of(load_comparison(folder))}
+
+
+def _settings(config: Config) -> str:
+    """A hash of what all arms have in common."""
+    return digest(replace(config, pipelines=(_ANY_ARM,), seeds=(0,), baselines=()))
+
+
+def _same_arms(config: Config, folder: Path) -> bool:
+    """Whether the arms that are recorded in ``folder`` are defined now as they were."""
+    recorded = recorded_config(folder)
+    now = {arm.name: arm for arm in config.pipelines}
+    return recorded is not None and all(now.get(arm.name) == arm for arm in recorded.pipelines)
 
 
 def paper_form(comparison: Comparison, published: str | None, ratio: float | None) -> PaperTable:

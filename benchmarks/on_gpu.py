@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 from types import FrameType
@@ -24,7 +25,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from filelock import FileLock, Timeout
-from gpu_cells import load_cells
+from gpu_cells import config_on, is_whole, load_cells
 from gpu_data import Cifar10, find_cifar10
 from gpu_pieces import UNFINISHED_STATUS, Piece, Pieces
 
@@ -117,10 +118,14 @@ def _digits(setting: Setting) -> Piece:
 def _cells(setting: Setting) -> Iterator[Piece]:
     if setting.data is None or setting.supplies is None:
         return
-    for group in load_cells(setting.cells).groups:
+    cells = load_cells(setting.cells)
+    for group in cells.groups:
+        config = config_on(cells, group, setting.data, setting.device)
         folders = ("--data", setting.supplies, "--work", setting.work, "--results", setting.results)
         options = ("--cells", setting.cells, *folders, "--device", setting.device, "--commit", setting.commit)
-        yield Piece(f"cells_{group.name}", _script("gpu_cells", group.name, *options), goes_on=True)
+        command = _script("gpu_cells", group.name, *options)
+        stands = partial(is_whole, config, group, setting.results)
+        yield Piece(f"cells_{group.name}", command, goes_on=True, stands=stands)
         if group.study is not None:
             where = ("--device", setting.device, "--out", setting.work / "studies")
             data = [word for override in setting.data.overrides for word in ("--set", override)]

@@ -177,6 +177,14 @@ def test_a_finished_piece_is_not_run_twice(benchmarks, record, tmp_path):
     assert (tmp_path / "results" / "logs" / "p.out").read_text() == "so it is\n"
 
 
+def test_a_finished_piece_whose_results_are_gone_is_run_again(benchmarks, record):
+    from gpu_pieces import Piece
+
+    piece = Piece("p", python("pass"), stands=lambda: False)
+    assert record().run(piece, 60, fresh=True).state == "done"
+    assert not record().is_settled(piece)
+
+
 def test_what_failed_is_run_again_only_with_other_sources(benchmarks, record):
     from gpu_pieces import Piece
 
@@ -309,9 +317,8 @@ def kept(benchmarks, tiny, tmp_path):
     return opened
 
 
-def test_results_of_other_sources_are_set_aside(kept, tmp_path, monkeypatch):
-    import gpu_results
-    from gpu_cells import Group, run_group
+def test_results_of_other_settings_are_set_aside(kept, tmp_path, monkeypatch):
+    from gpu_cells import Group, is_whole, run_group
 
     config, results = kept()
     group = Group("g", "", ("full fp32",))
@@ -320,12 +327,30 @@ def test_results_of_other_sources_are_set_aside(kept, tmp_path, monkeypatch):
     again = kept("two")[1]
     monkeypatch.setattr("gpu_cells.run_arm", lambda *args: pytest.fail("a finished arm was run again"))
     assert run_group(config, group, again, tmp_path, Silent())
-    monkeypatch.setattr(gpu_results, "software_fingerprint", lambda: "other")
-    assert kept()[1].finished == set()
+    assert is_whole(config, group, tmp_path / "results")
+    assert not is_whole(config, Group("h", "", ("full fp32", "LL")), tmp_path / "results")
+    config, other = kept(margin=0.5)
+    assert other.finished == set()
+    assert not is_whole(config, group, tmp_path / "results")  # so it is run again
     (aside,) = (tmp_path / "results" / "runs").glob("tiny-*")
     assert load_comparison(aside).outcomes[0].arm == "full fp32"
     assert load_comparison(aside).notes[0] == "Images: of a test."
-    assert json.loads((aside / "provenance.json").read_text())["made_by"][0]["commit"] == "one"
+    (made,) = json.loads((aside / "provenance.json").read_text())["made"]
+    assert (made["arm"], made["seed"], made["commit"]) == ("full fp32", 0, "one")
+
+
+def test_arms_of_several_commits_and_devices_say_so(kept, tmp_path):
+    from gpu_cells import Group, run_group
+    from gpu_report import section
+
+    for commit, arm in (("one", "full fp32"), ("two", "slimming fp32")):
+        config, results = kept(commit)
+        results.origin = dataclasses.replace(results.origin, device=f"GPU {commit}")
+        assert run_group(config, Group("g", "", (arm,)), results, tmp_path, Silent())
+    text = section(tmp_path / "results")
+    assert "- Commit one on GPU one: full fp32 (seed 0)." in text
+    assert "- Commit two on GPU two: slimming fp32 (seed 0)." in text
+    assert "other device" in text
 
 
 def test_a_stage_trained_again_elsewhere_is_charged_as_it_was(kept, tmp_path):
@@ -341,7 +366,9 @@ def test_a_stage_trained_again_elsewhere_is_charged_as_it_was(kept, tmp_path):
     dense = after["one-shot"].outcome.stages[0]
     assert dense == after["slimming fp32"].outcome.stages[0]
     assert after["one-shot"].rows[dense] == before["slimming fp32"][dense]
-    assert len(results.provenance["made_by"]) == 2
+    assert [(of["arm"], of["commit"]) for of in results.provenance["made"]] == [
+        ("slimming fp32", "one"), ("one-shot", "two"),
+    ]  # fmt: skip
 
 
 def test_a_comparison_never_stands_without_saying_of_what_it_is(kept, tmp_path, monkeypatch):
@@ -356,8 +383,7 @@ def test_a_comparison_never_stands_without_saying_of_what_it_is(kept, tmp_path, 
         patched.setattr(gpu_results, "load_comparison", killed)  # what comes first after it is saved
         patched.setattr(gpu_results.Results, "_record", killed)
         run_group(config, Group("g", "", ("full fp32",)), results, tmp_path, Silent())
-    monkeypatch.setattr(gpu_results, "software_fingerprint", lambda: "other")
-    assert kept()[1].finished == set()
+    assert not (results.folder / "comparison.json").exists()
 
 
 def test_out_of_time_leaves_what_is_known(kept, tmp_path):
