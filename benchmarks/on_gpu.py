@@ -336,8 +336,11 @@ def _call(every: Sequence[Piece], record: Pieces, setting: Setting, out: Path, d
     if interrupted or not finished:
         say("call again to go on")
         return 128 + signal.SIGINT if interrupted else UNFINISHED_STATUS
-    say("nothing is left to run")
-    return 1 if failed else 0
+    left_out = [of.name for of in every if of.name not in record.endings]
+    if setting.data is None:
+        left_out.append("cells")
+    say("nothing is left to run" + (f", but these were left out: {', '.join(left_out)}" if left_out else ""))
+    return 1 if failed or left_out else 0
 
 
 if __name__ == "__main__":

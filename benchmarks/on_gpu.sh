@@ -12,7 +12,7 @@
 #
 # DEVICE=cpu rehearses on a CPU with small stand-ins. WORK: folder for checkpoints, build/on_gpu. PIECE_SECONDS: of a
 # call, 560. PIECES="gpu_tests cells_*": only these. CELLS: another list of cells. COMMIT: for the record, without git.
-# Exit status: 0 all is done, 1 all is done and something failed, 75 call again, 2 nothing could run.
+# Exit status: 0 all is done, 1 all is done but something failed or was left out, 75 call again, 2 nothing could run.
 set -euo pipefail
 : "${1:?"usage: benchmarks/on_gpu.sh OUT [SUPPLIES [EARLIER]]"}"
 export STARTED; STARTED=$(date +%s)  # what comes before the first piece is part of a call's time

@@ -27,7 +27,7 @@ class Width:
         """Named dense, ticket (the plan's own, that drops the share ``ticket``), or by its share."""
         if left == 1:
             return DENSE
-        return cls(left, "ticket" if ticket is not None and left == 1 - ticket else f"{100 * left:.3g} % left")
+        return cls(left, "ticket" if ticket is not None and left == 1 - ticket else f"{100 * left:.4g} % left")
 
 
 DENSE = Width(1.0, "dense")

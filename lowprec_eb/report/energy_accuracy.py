@@ -36,6 +36,7 @@ _HALO = withStroke(linewidth=2.5, foreground="white", alpha=0.8)
 _REACH, _REACH_OF_MANY = 0.6, 0.25  # of the span of means and margin, that intervals may add at either end
 _MANY = 16  # arms whose names have room beside their points; of more, numbers stand there
 _FAR_OUT, _FEW = 3.0, 8  # interquartile ranges (Tukey 1977); means of fewer arms have no outliers
+_NEAR = 1.0  # points of accuracy that flatten no picture
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _far_below(points: Sequence[_Point], band: Sequence[float]) -> list[bool]:
     if len(means) < _FEW:
         return [False] * len(means)
     first, third = np.quantile(means, [0.25, 0.75])
-    fence = min([first - _FAR_OUT * (third - first), *band])
+    fence = min([first - max(_FAR_OUT * (third - first), _NEAR), *band])
     return [bool(mean < fence) for mean in means]
 
 
