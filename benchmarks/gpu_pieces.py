@@ -106,7 +106,8 @@ class Pieces:
         out, err = (self.logs / f"{piece.name}.{kind}" for kind in ("out", "err"))
         with out.open(mode) as stdout, err.open(mode) as stderr:
             # A group of its own: an interrupt then reaches it once, with what it has started.
-            child = subprocess.Popen(piece.command, stdout=stdout, stderr=stderr, env=environment, process_group=0)
+            with _hearing():
+                child = subprocess.Popen(piece.command, stdout=stdout, stderr=stderr, env=environment, process_group=0)
             try:
                 return child.wait(left_s)
             except subprocess.TimeoutExpired:
@@ -132,6 +133,16 @@ def _stopped(child: subprocess.Popen[bytes]) -> int:
 def _signal(child: subprocess.Popen[bytes], number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, number)
+
+
+@contextlib.contextmanager
+def _hearing() -> Iterator[None]:
+    """What a shell begins in the background ignores SIGINT, and so would what it begins: until the end it does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

@@ -297,6 +297,7 @@ def main(
     os.environ.setdefault("LOWPREC_EB_CACHE", str(work / "cache"))
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(work / "inductor")  # what one call compiles the next one need not
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)  # ignored so far, if a shell began this in the background
     work.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(work / "lock", timeout=0):
