@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from gpu_data import Cifar10, find_cifar10
+from gpu_pieces import UNFINISHED_STATUS
 from gpu_results import Origin, Results, finished_runs
 
 from energy_models import LedgerRow, settled
@@ -29,7 +30,6 @@ from lowprec_eb.report.saved import STAGES
 from lowprec_eb.stage_data import LEDGER_FILE, Stage
 from lowprec_eb.terminal import explained, new_console
 
-UNFINISHED_STATUS = 75
 _LINES_A_STAGE = 16
 _FIRST = 2.0  # times the seconds of training: the first epoch's, with its end
 _RESERVE = 1.3  # times the last epoch's seconds: less time than that is left for no epoch

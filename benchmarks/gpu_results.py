@@ -26,7 +26,7 @@ from lowprec_eb.versions import versions
 
 PROVENANCE, UNFINISHED = "provenance.json", "unfinished.json"
 _ANY_ARM = ArmSettings("any", "full")
-_LEFT_BEHIND = shutil.ignore_patterns("state.safetensors*", "lock")
+LEFT_BEHIND = shutil.ignore_patterns("state.safetensors*", "lock")
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Results:
             return
         half = self.stages / f".{stage.name}"
         shutil.rmtree(half, ignore_errors=True)
-        shutil.copytree(stage, half, ignore=_LEFT_BEHIND)
+        shutil.copytree(stage, half, ignore=LEFT_BEHIND)
         half.rename(self.stages / stage.name)  # whole or not at all
 
     def _tables(self, comparison: Comparison) -> None:

@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 from gpu_cells import config_on, is_whole, load_cells
 from gpu_data import Cifar10, find_cifar10
 from gpu_pieces import UNFINISHED_STATUS, Piece, Pieces
+from gpu_results import LEFT_BEHIND
 
 from lowprec_eb.checkpoints import write_text
 from lowprec_eb.versions import versions
@@ -36,7 +37,6 @@ ROOT = Path(__file__).resolve().parents[1]
 ARCHIVE = "results.tar.gz"
 _LARGEST_BYTES = 16 * 2**20  # of a file that comes back
 _PYTHON = sys.executable
-_LEFT_BEHIND = shutil.ignore_patterns("state.safetensors*", "lock")
 _REPORT_S = 60.0
 
 
@@ -142,7 +142,7 @@ def collect(setting: Setting) -> None:
     found = [(setting.work / "digits", "digits"), *((path, path.name) for path in sorted(studies.glob("study-*")))]
     for source, name in found:
         if source.is_dir():
-            shutil.copytree(source, setting.results / name, ignore=_LEFT_BEHIND, dirs_exist_ok=True)
+            shutil.copytree(source, setting.results / name, ignore=LEFT_BEHIND, dirs_exist_ok=True)
 
 
 def pack(results: Path, out: Path) -> None:

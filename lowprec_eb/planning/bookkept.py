@@ -17,7 +17,8 @@ from lowprec_eb.config import Config
 from lowprec_eb.published import LABELS, Interval, Method, charge, early_bird_paper, fitted, method_of, training_flops
 from lowprec_eb.published import Table as PublishedTable
 from lowprec_eb.published.consistency import Fit
-from lowprec_eb.report.plan_files import SCHEMA, csv_text, json_text
+from lowprec_eb.report.cells import csv_text
+from lowprec_eb.report.plan_files import SCHEMA, json_text
 from lowprec_eb.report.table_style import add_columns, new_table
 from lowprec_eb.tasks import DataSize, sized_task
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,6 +10,7 @@ import energy_models as em
 from energy_models.energy import ENDS
 from lowprec_eb.planning.result import Plan, PlannedArm, PlannedPhase
 from lowprec_eb.planning.tables import sentences
+from lowprec_eb.report.cells import csv_text
 from lowprec_eb.strict_config import to_plain
 
 SCHEMA = 1
@@ -42,12 +41,7 @@ def plans_json(plans: Sequence[Plan]) -> str:
 def plans_csv(plans: Sequence[Plan]) -> str:
     """One line for each arm under each profile; an empty cell where there is no number."""
     lines = [{"plan": plan.settings.name, "profile": plan.profile.name} | _arm(plan, arm) for plan, arm in _arms(plans)]
-    columns = list(dict.fromkeys(name for line in lines for name in line))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    return csv_text(lines)
 
 
 def _arms(plans: Sequence[Plan]) -> Iterator[tuple[Plan, PlannedArm]]:

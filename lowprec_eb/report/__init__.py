@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.text import Text
 
 from energy_models.ledger import totals
 from lowprec_eb.checkpoints import write_text
+from lowprec_eb.report.cells import csv_text
 from lowprec_eb.report.detector_pictures import detector_curves, replayed_masks
 from lowprec_eb.report.findings import Findings, find
 from lowprec_eb.report.footprint_table import footprint_sentence, footprint_table
@@ -97,11 +97,7 @@ def write_paper_table(table: PaperTable, folder: Path) -> list[Path]:
     with console.capture() as text:
         print_paper_table(table, console)
     write_text(report, text.get())
-    cells, rows = io.StringIO(), paper_lines(table)
-    writer = csv.DictWriter(cells, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(lines, cells.getvalue())
+    write_text(lines, csv_text(paper_lines(table)))
     return [report, lines]
 
 

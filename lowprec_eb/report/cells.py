@@ -29,10 +29,8 @@ def seeds_cells(name: str, interval: Interval | None) -> dict[str, float | None]
     return {name.format(end=end): None if interval is None else getattr(interval, end) for end in ("low", "high")}
 
 
-def csv_text(lines: Sequence[Mapping[str, Any]]) -> str | None:
-    """All columns that a line has; what is a list is joined by semicolons. None: there are no lines."""
-    if not lines:
-        return None
+def csv_text(lines: Sequence[Mapping[str, Any]]) -> str:
+    """A heading for each key that some line has, and the lines; what is a list is joined by semicolons."""
     text = io.StringIO()
     columns = list(dict.fromkeys(name for line in lines for name in line))
     writer = csv.DictWriter(text, columns, lineterminator="\n")

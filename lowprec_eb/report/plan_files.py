@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from typing import Any
 
+from lowprec_eb.report.cells import csv_text
 from lowprec_eb.report.footprint_table import footprint_cells, footprint_tree
 from lowprec_eb.report.summary import ArmSummary, Comparison, summarise
 from lowprec_eb.report.table import DESCRIBED, number_cells, ratio_cells
@@ -34,16 +33,6 @@ def plan_json(comparison: Comparison, *, seeds: int) -> str:
         "notes": list(comparison.notes),
     }
     return json_text(tree)
-
-
-def csv_text(lines: list[dict[str, Any]]) -> str:
-    """Lines with a heading for each key that one of them has."""
-    text = io.StringIO()
-    columns = list(dict.fromkeys(name for line in lines for name in line))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
 
 
 def json_text(tree: dict[str, Any]) -> str:

@@ -146,14 +146,13 @@ def interval_cells(arm: ArmSummary, level: float) -> dict[str, float | None]:
 def findings_csv(findings: Findings) -> str | None:
     """One line for each arm and baseline, with the split of the saving; None where nothing was tested."""
     splits = {(saving.arm, saving.baseline): saving for saving in findings.savings}
-    return csv_text(
-        [_test_cells(test) | _saving_columns(splits.get((test.arm, test.baseline))) for test in findings.tests]
-    )
+    lines = [_test_cells(test) | _saving_columns(splits.get((test.arm, test.baseline))) for test in findings.tests]
+    return csv_text(lines) if lines else None
 
 
 def sweeps_csv(findings: Findings) -> str | None:
     """One line for each sweep and baseline; None where no arms are a sweep."""
-    return csv_text([sweep_tree(sweep) for sweep in findings.sweeps])
+    return csv_text([sweep_tree(sweep) for sweep in findings.sweeps]) if findings.sweeps else None
 
 
 def findings_tree(findings: Findings) -> dict[str, Any]:

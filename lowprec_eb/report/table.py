@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from energy_models.footprint import Footprint
 from energy_models.ledger import PHASES, totals
 from lowprec_eb.checkpoints import write_text
 from lowprec_eb.outcome import DivergedOutcome
+from lowprec_eb.report.cells import csv_text
 from lowprec_eb.report.findings import find
 from lowprec_eb.report.footprint_table import footprint_cells, footprint_tree
 from lowprec_eb.report.sentences import sentences
@@ -83,13 +82,8 @@ def to_csv(comparison: Comparison, path: Path) -> None:
     An arm that diverged with every seed has empty cells but for what it is, and its ``diverged_seeds``.
     """
     lines = [_cells(arm, comparison) for arm in summarise(comparison)]
-    columns = list(dict.fromkeys(name for line in lines for name in line))
     lines += [_flat_lost(outcomes) for outcomes in diverged_arms(comparison).values()]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    write_text(path, text.getvalue())
+    write_text(path, csv_text(lines))
 
 
 def to_json(comparison: Comparison, path: Path) -> None:
